@@ -1,0 +1,204 @@
+"""Build the book: execute the notebooks, then render them and the prose as HTML. Run by `make book`.
+
+    _build/executed  each executed notebook, beside the key of everything that its outputs depend on
+    _build/src       what Sphinx reads: _config.yml, book/ and the executed notebooks
+    _build/html      the book
+
+Nothing executed touches the tracked files. A second build does only what has changed: a notebook is
+executed again when its source, its parameters, callkit/ or results/ differ, and the pages are rendered
+again when anything does.
+
+Environment: PROFILE sizes the training runs of the notebooks (default: cpu);
+OFFLINE=1 puts MathJax into the pages, which then need no network.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import yaml
+from pair import pair
+
+ROOT = Path(__file__).resolve().parents[1]
+# Relative to ROOT, where main() goes: no page can then hold the builder's own paths.
+BUILD = Path("_build")
+EXECUTED, SRC, HTML = BUILD / "executed", BUILD / "src", BUILD / "html"
+
+PROFILE = os.environ.get("PROFILE") or "cpu"
+OFFLINE = os.environ.get("OFFLINE") == "1"
+
+# What the build passes to which notebook. A name that its `parameters` cell lacks is an error.
+PARAMETERS: dict[str, dict] = {
+    "00_quickstart": {"profile": PROFILE},
+    "02_general_and_expert": {"profile": PROFILE},
+    "03_training": {"profile": PROFILE},
+}
+
+
+def documents(node) -> list[str]:
+    """Every document of a table of contents, in reading order, without suffixes."""
+    if isinstance(node, list):
+        return [document for item in node for document in documents(item)]
+    lists = [value for value in node.values() if isinstance(value, list)]
+    return [node[key] for key in ("root", "file") if key in node] + documents(lists)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+
+
+def digest(paths: list[Path], salt: str = "") -> str:
+    """One hash over names and contents."""
+    total = hashlib.sha256(salt.encode())
+    for path in paths:
+        total.update(f"{path} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def execute(names: list[str]) -> None:
+    """Bring _build/executed up to date with the notebooks `names`."""
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    keys, shared = {}, files(Path("callkit")) + files(Path("results"))
+    for name in names:
+        source = Path("notebooks", f"{name}.py")
+        if not source.exists():
+            sys.exit(f"book: book/_toc.yml lists notebooks/{name}, and {source} does not exist")
+        keys[name] = digest([source, *shared], salt=json.dumps(PARAMETERS.get(name, {}), sort_keys=True))
+    stale = {
+        name
+        for name in names
+        if not (EXECUTED / f"{name}.ipynb").exists()
+        or not (key := EXECUTED / f"{name}.key").exists()
+        or key.read_text() != keys[name]
+    }
+    if not stale:
+        print(f"book: {len(names)} notebooks unchanged")
+        return
+
+    # Imported here: a second is too long for a build that has nothing to execute.
+    import papermill
+
+    generated = BUILD / "generated"
+    shutil.rmtree(generated, ignore_errors=True)
+    shutil.copytree("notebooks", generated, ignore=shutil.ignore_patterns("*.ipynb", ".*", "__pycache__"))
+    pair(generated)
+    for name in names:  # all of them before the first long run
+        notebook, parameters = generated / f"{name}.ipynb", PARAMETERS.get(name, {})
+        if unknown := parameters.keys() - papermill.inspect_notebook(notebook).keys():
+            absent = ", ".join(sorted(unknown))
+            sys.exit(f"book: notebooks/{name}.py has no parameter {absent} (PARAMETERS, book/build.py)")
+
+    for number, name in enumerate(names, 1):
+        print(f"book: [{number}/{len(names)}] notebooks/{name}", end="", flush=True)
+        if name not in stale:
+            print("  unchanged")
+            continue
+        started, partial = time.perf_counter(), EXECUTED / f"{name}.partial.ipynb"
+        try:
+            papermill.execute_notebook(
+                generated / f"{name}.ipynb",
+                partial,
+                PARAMETERS.get(name, {}),
+                cwd=".",
+                kernel_name="python3",
+                progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks are not the notebook's
+            )
+        except papermill.PapermillExecutionError as error:
+            sys.exit(f"\n{error}\nbook: notebooks/{name} failed; what it showed until then is in {partial}")
+        partial.replace(EXECUTED / f"{name}.ipynb")
+        (EXECUTED / f"{name}.key").write_text(keys[name])
+        print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def github_repository() -> str | None:
+    """owner/name of the git remote `origin`, if that is on GitHub."""
+    git = subprocess.run(["git", "remote", "get-url", "origin"], capture_output=True, text=True)
+    match = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(\.git)?/?$", git.stdout.strip())
+    return match and match[1]
+
+
+def add_mathjax(static: Path) -> None:
+    """Put MathJax 3 into the pages' static folder (npm fetches it once, into _build)."""
+    cache = BUILD / "mathjax"
+    if not cache.exists():
+        if not shutil.which("npm"):
+            sys.exit("book: OFFLINE=1 takes MathJax from the package mathjax@3, and npm is not installed")
+        print("book: fetching MathJax", flush=True)
+        packed = BUILD / "npm"
+        packed.mkdir(exist_ok=True)
+        npm = ["npm", "pack", "mathjax@3", "--silent", "--pack-destination", str(packed)]
+        archive = subprocess.run(npm, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+        with tarfile.open(packed / archive) as tar:
+            tar.extractall(packed, [member for member in tar if member.name.startswith("package/es5/")])
+        (packed / "package/es5").replace(cache)
+    shutil.copytree(cache, static / "mathjax")
+
+
+def stage(names: list[str]) -> None:
+    """Fill _build/src."""
+    shutil.rmtree(SRC, ignore_errors=True)
+    shutil.copytree("book", SRC / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    (SRC / "notebooks").mkdir()
+    for name in names:
+        shutil.copy2(EXECUTED / f"{name}.ipynb", SRC / "notebooks")
+    config = yaml.safe_load(Path("_config.yml").read_text())
+    config["execute"]["execute_notebooks"] = "off"
+    if repository := github_repository():
+        config["repository"] = {"url": f"https://github.com/{repository}", "branch": "main"}
+        config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
+        config["html"] |= dict(use_repository_button=True, use_edit_page_button=True, use_issues_button=True)
+    if OFFLINE:
+        add_mathjax(SRC / "book/_static")
+        config["sphinx"]["config"]["mathjax_path"] = "mathjax/tex-chtml.js"
+    (SRC / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def render() -> None:
+    """Build every page afresh: Sphinx repeats no warning for a page that it does not read again."""
+    for folder in (HTML, BUILD / ".doctrees"):
+        shutil.rmtree(folder, ignore_errors=True)
+    print("book: rendering the pages", flush=True)
+    # -W: a broken reference is an error. -n: so is one to a name that nothing defines.
+    jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    command = [*jupyter_book, "build", SRC, "--path-output", "."]
+    command += ["--toc", (SRC / "book/_toc.yml").resolve(), "-W", "-n", "--keep-going"]
+    log = BUILD / "sphinx.log"
+    with log.open("w") as out:
+        status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT).returncode
+    if status:
+        shutil.rmtree(HTML, ignore_errors=True)  # no half-built book to mistake for a good one
+        lines = log.read_text().splitlines()
+        problems = [line for line in lines if re.search("WARNING|ERROR|CRITICAL", line)] or lines
+        sys.exit("\n".join(problems) + f"\nbook: not built; all of Sphinx's output is in {log}")
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    contents = documents(yaml.safe_load(Path("book/_toc.yml").read_text()))
+    names = [Path(document).name for document in contents if document.startswith("notebooks/")]
+    execute(names)
+    stage(names)
+    key, rendered = digest(files(SRC)), BUILD / "html.key"
+    pages = [HTML / "index.html"] + [HTML / f"{document}.html" for document in contents]
+    if rendered.exists() and rendered.read_text() == key and all(page.exists() for page in pages):
+        print("book: pages unchanged")
+    else:
+        rendered.unlink(missing_ok=True)
+        render()
+        # Some versions of Jupyter Book exit 0 without a page.
+        if missing := [str(page) for page in pages if not page.exists()]:
+            sys.exit(f"book: not built: {', '.join(missing)}")
+        rendered.write_text(key)
+    print(f"book: {ROOT / HTML / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()

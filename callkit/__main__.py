@@ -1,0 +1,168 @@
+"""Command line: python -m callkit train | evaluate | sample | table. Each stage starts from what the one before left on disk."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from callkit import config, data, records, training
+
+
+def _add_train(commands) -> None:
+    p = commands.add_parser("train", help="train a model, or go on with one that was stopped")
+    p.add_argument("--dataset", default="digits", help=f"one of {', '.join(data.DATASETS)}")
+    p.add_argument("--imbalance-ratio", type=float, default=50, help="largest class / smallest class; 1 is balanced")
+    p.add_argument("--method", default="call", help=f"one of {', '.join(config.METHODS)}")
+    p.add_argument("--profile", default="cpu", help=f"one of {', '.join(config.PROFILES)}")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--allocation", default="bounded", help=f"preset of the allocation loss: {', '.join(config.PRESETS)}")
+    p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting of TrainConfig")
+    p.add_argument("--run", type=Path, help="run folder (default: runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>)")
+    p.add_argument("--minutes", type=float, help="stop after that long with a checkpoint; run again to go on")
+    p.add_argument("--data-root", type=Path, default=Path("data"), help="where downloaded data sets are")
+    _add_device(p)
+    p.set_defaults(command=train)
+
+
+def _add_device(p) -> None:
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
+
+def _value(text: str):
+    """A NAME=VALUE value: None, bool, int, float, comma-separated tuple or word."""
+    if "," in text:
+        return tuple(_value(part) for part in text.split(",") if part)
+    words = {"None": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def train(a) -> None:
+    overrides = {}
+    for pair in a.set:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE, got {pair!r}")
+        overrides[name] = _value(value)
+    c = config.make_config(
+        a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed, a.allocation, **overrides
+    )
+    run = a.run or records.run_folder(c)
+    print(f"{c.method} on {c.dataset}, IR {c.imbalance_ratio:g}, profile {c.profile}, seed {c.seed}: {c.steps} steps -> {run}")
+    with tqdm(total=c.steps, unit="step") as bar:
+        for record in training.train(c, run, a.device, a.minutes, a.data_root):
+            if bar.n == 0 and record.step > c.log_every:
+                bar.initial = record.step - c.log_every  # resumed: the rate counts this part only
+            bar.n = record.step
+            bar.set_postfix(loss=f"{record.base_loss:.4f}", allocation=f"{record.allocation_loss:.4f}")
+    print(f"checkpoint: {run / training.CHECKPOINT}")
+
+
+def _add_evaluate(commands) -> None:
+    p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
+    p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
+    p.add_argument("--weights", nargs="+", help="theta, theta_g or both (default: both with CALL, else theta)")
+    p.add_argument("--results", type=Path, help="folder for the records (default: the run folder)")
+    p.add_argument("--data-root", type=Path, default=Path("data"))
+    _add_device(p)
+    p.set_defaults(command=evaluate)
+
+
+def _checkpoint(run: Path) -> Path:
+    return run / training.CHECKPOINT if run.is_dir() else run
+
+
+def evaluate(a) -> None:
+    from callkit.evaluation import evaluate_run
+
+    checkpoint = _checkpoint(a.run)
+    results = a.results or checkpoint.parent
+    weights = a.weights or training.available_weights(checkpoint)
+    paths = [
+        evaluate_run(checkpoint, w, results, a.device, a.data_root, progress=True) for w in weights
+    ]
+    print(records.table([records.read_record(p) for p in paths]))
+    print("records:", *paths, sep="\n  ")
+
+
+def _add_sample(commands) -> None:
+    p = commands.add_parser("sample", help="write a picture of samples, one row per class")
+    p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
+    p.add_argument("--out", type=Path, default=Path("samples.png"))
+    p.add_argument("--per-class", type=int, default=10)
+    p.add_argument("--weights", default="theta", help="theta or theta_g")
+    p.add_argument("--seed", type=int, default=0)
+    _add_device(p)
+    p.set_defaults(command=sample)
+
+
+def sample(a) -> None:
+    from torchvision.utils import save_image
+
+    from callkit import sampling
+    from callkit.diffusion import NoiseSchedule
+
+    checkpoint = _checkpoint(a.run)
+    model, c = training.load_model(checkpoint, a.weights, a.device)
+    size = training.load_checkpoint(checkpoint)[1]["image_size"]
+    options = config.SAMPLING[c.profile]
+    images = sampling.sample(
+        model,
+        NoiseSchedule().to(a.device),
+        sampling.balanced_labels(model.num_classes, a.per_class),
+        size,
+        a.seed,
+        options["steps"],
+        config.GUIDANCE_SCALE,
+        progress=True,
+    )
+    save_image(images.float() / 255, a.out, nrow=a.per_class, padding=1)
+    print(a.out)
+
+
+def _add_table(commands) -> None:
+    p = commands.add_parser("table", help="tables from records, mean ± standard deviation over seeds")
+    p.add_argument("results", type=Path, nargs="?", help="folder of records (default: the repository's results/)")
+    p.add_argument("--metric", default="fid", help="fid, kid, recall, precision or is")
+    p.set_defaults(command=table)
+
+
+def table(a) -> None:
+    found = records.load_records(a.results)
+    if not found:
+        raise ValueError(f"no records in {a.results or records.results_folder()}")
+    print(records.table(found, a.metric))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m callkit", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_evaluate, _add_sample, _add_table):
+        add(commands)
+    a = parser.parse_args(argv)
+    if getattr(a, "threads", None):
+        torch.set_num_threads(a.threads)
+    try:
+        a.command(a)
+    except (ValueError, OSError, training.TrainingError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stopped:
+        sys.exit(str(stopped) or "stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Capacity allocation, Eq. (4)-(6): keep theta^g like theta on majorities, push them apart on minorities."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def class_weights(counts) -> tuple[Tensor, Tensor]:
+    """(omega_Con, omega_Div) of Eq. (5), float32 (C,) each, from the training images per class.
+
+    omega_Con is proportional to N_c, omega_Div to 1 / N_c. Weighted by the frequencies N_c / N,
+    omega_Div averages to the ratio of the harmonic to the arithmetic mean of the counts; unweighted over
+    classes, both average to 1. All ones for a balanced set. ValueError if a class is empty.
+    """
+    n = torch.as_tensor(counts, dtype=torch.float64)
+    if n.ndim != 1 or not (n > 0).all():
+        raise ValueError(f"counts must be one positive number a class, got {n.tolist()}")
+    return (n / n.mean()).float(), (1 / n / (1 / n).mean()).float()
+
+
+def saturate(distance: Tensor, bound: float | None) -> Tensor:
+    """phi(D) = b (1 - exp(-D / b)): slope 1 at zero, never above b. The identity, as printed, for b = None."""
+    return distance if bound is None else -bound * torch.expm1(-distance / bound)
+
+
+class AllocationOutput(NamedTuple):
+    loss: Tensor  # (B,) lambda (L_Con + L_Div)
+    distance: Tensor  # (B,) D
+
+
+class AllocationLoss:
+    """lambda L_CALL of Eq. (4)-(6), per sample:
+
+        D = mean over pixels of (eps_theta - eps_theta^g)^2
+        lambda (consistency omega_Con D - diversity omega_Div phi(D))
+
+    With phi(D) = D, the printed loss, any class with omega_Con < omega_Div gains without limit by pushing
+    D up, and training diverges (Chapter 02). A bounded phi has the same gradient near D = 0 and a floor.
+    """
+
+    def __init__(
+        self,
+        counts,
+        lam: float = 1.0,
+        consistency: float = 1.0,
+        diversity: float = 1.0,
+        bound: float | None = 0.1,
+    ):
+        if bound is not None and not bound > 0:
+            raise ValueError(f"bound must be positive, or None for the printed loss; got {bound}")
+        self.omega_con, self.omega_div = class_weights(counts)
+        self.lam, self.consistency, self.diversity, self.bound = lam, consistency, diversity, bound
+
+    def to(self, device) -> "AllocationLoss":
+        self.omega_con, self.omega_div = self.omega_con.to(device), self.omega_div.to(device)
+        return self
+
+    def __call__(self, eps: Tensor, eps_general: Tensor, y: Tensor) -> AllocationOutput:
+        """eps, eps_general (B, C, H, W) of theta and theta^g; y (B,) the true classes. Gradients reach both."""
+        distance = (eps - eps_general).pow(2).flatten(1).mean(1)
+        con = self.consistency * self.omega_con[y] * distance
+        div = self.diversity * self.omega_div[y] * saturate(distance, self.bound)
+        return AllocationOutput(self.lam * (con - div), distance)
+
+
+PRESETS: dict[str, dict] = {
+    "paper": dict(consistency=1.0, diversity=1.0, bound=None),  # as printed: no floor, diverges
+    "released": dict(consistency=1.0, diversity=0.2, bound=None),  # the authors' later code: allocates nothing
+    "bounded": dict(consistency=1.0, diversity=1.0, bound=0.1),  # ours, and the default
+}

@@ -1,0 +1,102 @@
+"""Capacity reservation, Eq. (3): W = W^g + BA on chosen weights of any module.
+
+`reserve` adds the low-rank expert before training, `expert_scale` turns it down or off, `merge` folds it in.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+def _in_up_path(name: str) -> bool:
+    return name.startswith("up.")
+
+
+WHERE: dict[str, Callable[[str, nn.Module], bool]] = {
+    # the 27 convolutions of the authors' later release
+    "up-conv3x3": lambda name, m: _in_up_path(name) and isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3),
+    # every matrix of the up path: also shortcuts, attention and the embedding's projections
+    "up": lambda name, m: _in_up_path(name) and isinstance(m, nn.Conv2d | nn.Linear),
+}
+
+
+class LowRank(nn.Module):
+    """W -> W + scale * BA. A convolution's weight is the matrix of shape (out, in * kh * kw)."""
+
+    def __init__(self, weight: Tensor, rank: float):
+        super().__init__()
+        d, k = weight.shape[0], weight[0].numel()
+        r = max(1, int(rank * min(d, k)))
+        self.B = nn.Parameter(weight.new_zeros(d, r))  # zero: theta starts equal to theta^g
+        self.A = nn.Parameter(weight.new_empty(r, k).uniform_(-1, 1) / math.sqrt(k))
+        self.scale = 1.0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.scale == 0:
+            return weight
+        return weight + self.scale * (self.B @ self.A).view_as(weight)
+
+
+def expert_weights(module: nn.Module) -> dict[str, LowRank]:
+    """Name of each decomposed weight -> its low-rank expert."""
+    return {
+        name: m.parametrizations.weight[0]
+        for name, m in module.named_modules()
+        if parametrize.is_parametrized(m, "weight") and isinstance(m.parametrizations.weight[0], LowRank)
+    }
+
+
+def reserve(
+    module: nn.Module, rank: float = 0.1, where: str | Callable[[str, nn.Module], bool] = "up"
+) -> nn.Module:
+    """Decompose the chosen weights in place, Eq. (3), and return `module`.
+
+    rank   share of min(d, k) given to the expert, in (0, 1]; the paper's is 1/10. At least rank 1.
+    where  a name from `WHERE`, or a function (name, module) -> bool for modules other than our U-Net.
+
+    ValueError if the rank is out of range, the name unknown, nothing matches, or the module was decomposed before.
+    """
+    if not 0 < rank <= 1:
+        raise ValueError(f"rank must be in (0, 1], a share of min(d, k); got {rank}")
+    if isinstance(where, str):
+        if where not in WHERE:
+            raise ValueError(f"unknown where {where!r}; known: {', '.join(WHERE)}, or a function")
+        where = WHERE[where]
+    if expert_weights(module):
+        raise ValueError("this module has reserved capacity already")
+    chosen = [m for name, m in module.named_modules() if where(name, m)]
+    if not chosen:
+        raise ValueError("`where` matches no module")
+    for m in chosen:
+        # unsafe: skips a trial run of the parametrization, which is shape-preserving by construction
+        parametrize.register_parametrization(m, "weight", LowRank(m.weight.detach(), rank), unsafe=True)
+    return module
+
+
+@contextmanager
+def expert_scale(module: nn.Module, scale: float) -> Iterator[None]:
+    """Within the block the module computes with W^g + scale * BA: 1 is theta, 0 is theta^g, between is the dial."""
+    experts = expert_weights(module).values()
+    before = [e.scale for e in experts]
+    for e in experts:
+        e.scale = scale
+    try:
+        yield
+    finally:
+        for e, s in zip(experts, before, strict=True):
+            e.scale = s
+
+
+def merge(module: nn.Module, scale: float = 1.0) -> nn.Module:
+    """A plain copy with W = W^g + scale * BA stored: no parametrization left, no extra cost (Section 4.2, Inference)."""
+    merged = copy.deepcopy(module)
+    with torch.no_grad(), expert_scale(merged, scale):
+        for m in list(merged.modules()):
+            if parametrize.is_parametrized(m, "weight"):
+                parametrize.remove_parametrizations(m, "weight", leave_parametrized=True)
+    return merged

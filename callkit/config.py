@@ -1,0 +1,145 @@
+"""One run's settings, and the tables they come from: data set, method, profile.
+
+Later tables override earlier ones; keyword arguments override all. Nothing is hidden elsewhere.
+"""
+
+from dataclasses import asdict, dataclass, fields
+
+from callkit.allocation import PRESETS
+
+# The network and what goes with the images.
+_CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
+NETWORKS: dict[str, dict] = {
+    "digits": dict(channels=24, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1, flip=False),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+}
+
+METHODS: dict[str, dict] = {
+    "ddpm": dict(base="ddpm", call=False),
+    "call": dict(base="ddpm", call=True),
+}
+
+# smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: about an hour on one GPU.
+# paper: Section 5.1.
+PROFILES: dict[str, dict] = {
+    "smoke": dict(steps=20, warmup=5, ema_decay=0.9, batch_size=16, log_every=5, checkpoint_every=10),
+    "cpu": dict(
+        steps=5_000, warmup=200, ema_decay=0.999, batch_size=64, log_every=50, checkpoint_every=500
+    ),
+    "gpu": dict(
+        steps=30_000, warmup=1_000, ema_decay=0.9995, batch_size=64, log_every=100, checkpoint_every=2_000
+    ),
+    "paper": dict(
+        steps=300_000, warmup=5_000, ema_decay=0.9999, batch_size=64, log_every=100, checkpoint_every=5_000
+    ),
+}
+
+# How a profile's runs are sampled for evaluation: images in all, equally many of each class, and DDIM steps.
+SAMPLING: dict[str, dict] = {
+    "smoke": dict(images=100, steps=5),
+    "cpu": dict(images=3_000, steps=50),
+    "gpu": dict(images=10_000, steps=50),
+    "paper": dict(images=50_000, steps=50),
+}
+GUIDANCE_SCALE = 1.0  # 1 is none; see sampling for the convention
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run. Build it with `make_config`."""
+
+    # the words that name the run
+    dataset: str
+    imbalance_ratio: float
+    method: str
+    profile: str
+    seed: int
+    # method
+    base: str  # L_base, a key of objectives.OBJECTIVES
+    call: bool  # add the capacity allocation loss
+    # schedule of the run
+    steps: int
+    warmup: int  # steps of linear learning-rate warm-up
+    ema_decay: float  # after a ramp: min(ema_decay, (1 + step) / (10 + step))
+    batch_size: int
+    log_every: int  # steps averaged into one record
+    checkpoint_every: int
+    # network
+    channels: int
+    channel_mult: tuple[int, ...]
+    attention_levels: tuple[int, ...]
+    num_res_blocks: int
+    flip: bool  # mirror training images at random
+    # capacity, Eq. (3), and allocation, Eq. (4)-(6); without effect unless `call`
+    rank: float = 0.1
+    where: str = "up"
+    lam: float = 1.0
+    consistency: float = PRESETS["bounded"]["consistency"]
+    diversity: float = PRESETS["bounded"]["diversity"]
+    bound: float | None = PRESETS["bounded"]["bound"]
+    # optimisation, Section 5.1
+    lr: float = 2e-4
+    dropout: float = 0.1
+    label_drop: float = 0.1  # share of samples trained with the Null condition, for guidance
+    grad_clip: float = 1.0
+
+    def to_dict(self) -> dict:
+        """JSON-ready: tuples become lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "TrainConfig":
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _choose(table: dict[str, dict], kind: str, name: str) -> dict:
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
+    return table[name]
+
+
+def make_config(
+    dataset: str = "digits",
+    imbalance_ratio: float = 50,
+    method: str = "call",
+    profile: str = "cpu",
+    seed: int = 0,
+    allocation: str = "bounded",
+    **overrides,
+) -> TrainConfig:
+    """Look the words up, apply the overrides, and check every value before any work is done.
+
+    ValueError naming the argument, what came and what is allowed.
+    """
+    known = {f.name for f in fields(TrainConfig)}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    settings = (
+        _choose(NETWORKS, "dataset", dataset)
+        | _choose(METHODS, "method", method)
+        | _choose(PROFILES, "profile", profile)
+        | _choose(PRESETS, "allocation", allocation)
+        | overrides
+    )
+    config = TrainConfig(dataset, imbalance_ratio, method, profile, seed, **settings)
+    checks = {
+        "imbalance_ratio": (config.imbalance_ratio >= 1, "at least 1"),
+        "seed": (config.seed >= 0, "at least 0"),
+        "steps": (config.steps >= 1, "at least 1"),
+        "batch_size": (config.batch_size >= 1, "at least 1"),
+        "log_every": (config.log_every >= 1, "at least 1"),
+        "checkpoint_every": (config.checkpoint_every >= 1, "at least 1"),
+        "channels": (config.channels >= 4 and config.channels % 4 == 0, "a multiple of 4"),
+        "rank": (0 < config.rank <= 1, "in (0, 1], a share of min(d, k)"),
+        "bound": (config.bound is None or config.bound > 0, "positive, or None for the printed loss"),
+        "lr": (config.lr > 0, "positive"),
+        "ema_decay": (0 <= config.ema_decay < 1, "in [0, 1)"),
+        "dropout": (0 <= config.dropout < 1, "in [0, 1)"),
+        "label_drop": (0 <= config.label_drop <= 1, "in [0, 1]"),
+        "grad_clip": (config.grad_clip > 0, "positive"),
+    }
+    for name, (fine, allowed) in checks.items():
+        if not fine:
+            raise ValueError(f"{name} must be {allowed}, got {getattr(config, name)}")
+    return config

@@ -1,0 +1,40 @@
+"""The forward process: how much noise at each timestep, and conversions between noise and image (Section 3.2)."""
+
+import torch
+from torch import Tensor
+
+
+class NoiseSchedule:
+    """Linear variances beta_1..beta_T of DDPM (Ho et al., 2020); timesteps are 0..T-1.
+
+    `alpha_bar` (T,) is kept in float64 and rounded to float32 only where it meets an image.
+    """
+
+    def __init__(self, timesteps: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02):
+        self.timesteps = timesteps
+        self.betas = torch.linspace(beta_1, beta_T, timesteps, dtype=torch.float64)
+        self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
+
+    def to(self, device) -> "NoiseSchedule":
+        self.betas, self.alpha_bar = self.betas.to(device), self.alpha_bar.to(device)
+        return self
+
+    def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), float32 (B, 1, 1, 1)."""
+        alpha_bar = self.alpha_bar[t][:, None, None, None]
+        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+
+    def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_0) for given noise: sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."""
+        signal, noise = self.signal_and_noise(t)
+        return signal * x0 + noise * eps
+
+    def eps_to_x0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The image that `eps` implies."""
+        signal, noise = self.signal_and_noise(t)
+        return (x_t - noise * eps) / signal
+
+    def x0_to_eps(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """The noise that `x0` implies."""
+        signal, noise = self.signal_and_noise(t)
+        return (x_t - signal * x0) / noise

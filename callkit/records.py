@@ -1,0 +1,129 @@
+"""Run folders, result records with their provenance, and the tables made from them.
+
+A record is one JSON file per finished run and evaluation. Every number the book shows comes from one.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SCHEMA_VERSION = 1
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def run_folder(config, root: str | Path = "runs") -> Path:
+    """runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>"""
+    return (
+        Path(root)
+        / f"{config.dataset}-ir{config.imbalance_ratio:g}"
+        / f"{config.method}-{config.profile}"
+        / f"seed{config.seed}"
+    )
+
+
+def results_folder() -> Path:
+    """results/ of the repository; FileNotFoundError if callkit was installed without it."""
+    folder = REPOSITORY / "results"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            "the records and released checkpoints are in the repository's results/ folder: "
+            "clone it and `pip install -e .`"
+        )
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder`; a clear OSError now rather than after the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value) -> None:
+    """Atomic: a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def provenance(device: torch.device) -> dict:
+    """What a number needs beside it to be believed: code, libraries, hardware, time."""
+    status = _git("status", "--porcelain")
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "libraries": {p: metadata.version(p) for p in ("torch", "numpy", "torch-fidelity", "callkit")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def read_record(path: str | Path) -> dict:
+    """One record, with its file name under "file"."""
+    return json.loads(Path(path).read_text()) | {"file": Path(path).name}
+
+
+def load_records(folder: str | Path | None = None, **where) -> list[dict]:
+    """All records in `folder` and below (default: the repository's results/) whose run words equal `where`.
+
+    load_records(dataset="digits", imbalance_ratio=50, method="call", weights="theta")
+    """
+    found = [read_record(p) for p in sorted(Path(folder or results_folder()).rglob("*.json"))]
+    return [
+        r for r in found if "schema_version" in r and all(r["run"].get(k) == v for k, v in where.items())
+    ]
+
+
+def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
+    """Mean and sample standard deviation over records of the number at that path, e.g. "metrics", "few", "fid"."""
+    values = []
+    for value in records:
+        for key in keys:
+            value = value[key]
+        values.append(value)
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "few", "overall")) -> str:
+    """Markdown: one row per method and weights, mean ± standard deviation over seeds, one column per split."""
+    rows: dict[tuple, list[dict]] = {}
+    for r in records:
+        run = r["run"]
+        key = (run["dataset"], run["imbalance_ratio"], run["profile"], run["method"], run["weights"])
+        rows.setdefault((*key, r["evaluation"]["extractor"]), []).append(r)
+    lines = [
+        "| data | IR | profile | method | weights | extractor | seeds | " + " | ".join(splits) + " |",
+        "|" + "---|" * (7 + len(splits)),
+    ]
+    for (dataset, ir, profile, method, weights, extractor), group in rows.items():
+        cells = [
+            "{:.3f} ± {:.3f}".format(*mean_std(group, "metrics", split, metric)) for split in splits
+        ]
+        head = [dataset, f"{ir:g}", profile, method, weights, extractor, str(len(group))]
+        lines.append("| " + " | ".join(head + cells) + " |")
+    return "\n".join(lines)

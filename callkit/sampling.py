@@ -1,0 +1,107 @@
+"""Samplers: from noise to images, class by class.
+
+Guidance convention: eps = eps(Null) + guidance_scale * (eps(y) - eps(Null)), so 1 is none.
+CBDM, OC and the authors' later release write the same as (1 + w) with w = guidance_scale - 1.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from callkit.data import to_uint8
+from callkit.diffusion import NoiseSchedule
+
+
+class SamplerStep(NamedTuple):
+    """One step's result: at timestep t the network implied x0; x is the state after the step."""
+
+    t: int
+    x: Tensor  # (B, C, H, W)
+    x0: Tensor  # (B, C, H, W)
+
+
+def ddim_timesteps(timesteps: int, steps: int) -> list[int]:
+    """Evenly spaced, last one 0 ("leading" in diffusers): 980, 960, ..., 0 for 50 steps of T = 1000."""
+    if not 1 <= steps <= timesteps:
+        raise ValueError(f"steps must be in 1..{timesteps}, got {steps}")
+    return [i * (timesteps // steps) for i in reversed(range(steps))]
+
+
+def guided_eps(model: nn.Module, x: Tensor, t: Tensor, y: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans, 2021), both predictions in one forward."""
+    if guidance_scale == 1:
+        return model(x, t, y)
+    null = torch.full_like(y, model.num_classes)
+    eps_null, eps = model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([null, y])).chunk(2)
+    return eps_null + guidance_scale * (eps - eps_null)
+
+
+@torch.no_grad()
+def ddim(
+    model: nn.Module,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    y: Tensor,
+    steps: int = 50,
+    guidance_scale: float = 1.0,
+    clip_x0: bool = True,
+) -> Iterator[SamplerStep]:
+    """Deterministic DDIM (Song et al., 2021a; eta = 0), one SamplerStep per network evaluation.
+
+    x (B, C, H, W) standard normal noise; y (B,) classes. The grid is `ddim_timesteps`, and the last step
+    goes to alpha_bar = 1. `clip_x0` clips the implied image to [-1, 1] *before* the step and recomputes the
+    noise from it, so that clipping acts. The model should be in eval mode; `sample` sees to that.
+    """
+    grid = ddim_timesteps(schedule.timesteps, steps)
+    for t, t_next in zip(grid, [*grid[1:], None], strict=True):
+        t_batch = torch.full_like(y, t)
+        eps = guided_eps(model, x, t_batch, y, guidance_scale)
+        x0 = schedule.eps_to_x0(x, t_batch, eps)
+        if clip_x0:
+            x0 = x0.clamp(-1, 1)
+            eps = schedule.x0_to_eps(x, t_batch, x0)
+        x = x0 if t_next is None else schedule.q_sample(x0, torch.full_like(y, t_next), eps)
+        yield SamplerStep(t, x, x0)
+
+
+def balanced_labels(num_classes: int, per_class: int) -> Tensor:
+    """int64 (num_classes * per_class,): exactly `per_class` of each class, sorted."""
+    return torch.arange(num_classes).repeat_interleave(per_class)
+
+
+def sample(
+    model: nn.Module,
+    schedule: NoiseSchedule,
+    y: Tensor,
+    image_size: int,
+    seed: int = 0,
+    steps: int = 50,
+    guidance_scale: float = 1.0,
+    batch_size: int = 500,
+    progress: bool = False,
+) -> Tensor:
+    """Images uint8 (N, C, image_size, image_size) for the labels y (N,), by DDIM, on the model's device.
+
+    All noise is drawn at once on the CPU from `seed`, so neither the batch size nor the device changes
+    which image comes from which noise. ValueError for labels outside 0..num_classes (Null included).
+    """
+    if len(y) == 0 or not 0 <= int(y.min()) <= int(y.max()) <= model.num_classes:
+        raise ValueError(f"labels must lie in 0..{model.num_classes} ({model.num_classes} is Null), got {y}")
+    device = next(model.parameters()).device
+    noise = torch.randn(
+        len(y), model.in_channels, image_size, image_size, generator=torch.Generator().manual_seed(seed)
+    )
+    was_training = model.training
+    model.eval()
+    images = []
+    with tqdm(total=len(y), desc="sampling", unit="img", disable=not progress) as bar:
+        for x, labels in zip(noise.split(batch_size), y.split(batch_size), strict=True):
+            for step in ddim(model, schedule, x.to(device), labels.to(device), steps, guidance_scale):
+                pass
+            images.append(to_uint8(step.x).cpu())
+            bar.update(len(labels))
+    model.train(was_training)
+    return torch.cat(images)

@@ -1,0 +1,210 @@
+"""The DDPM U-Net (Ho et al., 2020) in the class-conditional form that the long-tail literature shares.
+
+At the paper's size (128 channels, multipliers 1-2-2-2, attention at the second level) it has
+35,751,427 trainable parameters with 10 classes and 35,797,507 with 100.
+Forward is split into `encode` and `decode`, because CALL decodes twice from one encoding (Chapter 02).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from callkit.capacity import expert_scale, expert_weights
+
+
+class State(NamedTuple):
+    """What the encoder hands to the decoder."""
+
+    h: Tensor  # (B, C', H', W') the deepest features
+    skips: list[Tensor]  # one per layer of the down path
+    emb: Tensor  # (B, 4 * channels) time plus class
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups as in DDPM, or the most that divide `channels` with four or more channels each."""
+    groups = max(g for g in range(1, 33) if channels % g == 0 and channels >= 4 * g)
+    return nn.GroupNorm(groups, channels)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all pixels, with a residual connection."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q, self.k, self.v, self.proj = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # (B, HW, C)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return x + self.proj(h)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around the time-and-class embedding; attention behind them where asked for."""
+
+    def __init__(self, in_channels: int, channels: int, emb_dim: int, dropout: float, attention: bool):
+        super().__init__()
+        self.norm1, self.conv1 = group_norm(in_channels), nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.emb = nn.Linear(emb_dim, channels)
+        self.norm2, self.conv2 = group_norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        self.attention = Attention(channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.emb(F.silu(emb))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.attention(h + self.shortcut(x))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t, y).
+
+    in_channels      image channels
+    num_classes      class count C; the label C means Null, "no class", and adds exactly nothing
+    channels         base width, a multiple of 4
+    channel_mult     width of each resolution level, in units of `channels`
+    attention_levels indices of the levels that attend
+    num_res_blocks   residual blocks a level on the way down (one more on the way up)
+    dropout          inside each residual block
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        channels: int = 128,
+        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        attention_levels: tuple[int, ...] = (1,),
+        num_res_blocks: int = 2,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.downscaling = 2 ** (len(channel_mult) - 1)
+        emb_dim = 4 * channels
+        frequencies = 10_000 ** (-torch.arange(0, channels, 2) / channels)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time = nn.Sequential(nn.Linear(channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        self.label = nn.Embedding(num_classes, emb_dim)
+
+        width = channels
+        widths = [width]  # of the features that the up path will take over
+        self.head = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                self.down.append(
+                    ResBlock(width, mult * channels, emb_dim, dropout, level in attention_levels)
+                )
+                width = mult * channels
+                widths.append(width)
+            if level < len(channel_mult) - 1:
+                self.down.append(Downsample(width))
+                widths.append(width)
+
+        self.middle = nn.ModuleList(
+            [
+                ResBlock(width, width, emb_dim, dropout, attention=True),
+                ResBlock(width, width, emb_dim, dropout, attention=False),
+            ]
+        )
+
+        self.up = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for _ in range(num_res_blocks + 1):
+                self.up.append(
+                    ResBlock(
+                        width + widths.pop(), mult * channels, emb_dim, dropout, level in attention_levels
+                    )
+                )
+                width = mult * channels
+            if level > 0:
+                self.up.append(Upsample(width))
+
+        self.tail = nn.Sequential(
+            group_norm(width), nn.SiLU(), nn.Conv2d(width, in_channels, 3, padding=1)
+        )
+        self._initialise()
+
+    def _initialise(self):
+        """Xavier-uniform weights and zero biases; every residual branch and the output start near zero."""
+        near_zero = {m.conv2 for m in self.modules() if isinstance(m, ResBlock)} | {self.tail[-1]}
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(m.weight, gain=1e-5 if m in near_zero else 1.0)
+                nn.init.zeros_(m.bias)
+
+    def embed(self, t: Tensor, y: Tensor) -> Tensor:
+        """Time plus class, (B, 4 * channels). Null may differ from sample to sample."""
+        angles = t[:, None] * self.frequencies
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sin, cos interleaved
+        null = (y == self.num_classes)[:, None]
+        return self.time(table) + self.label(y.clamp(max=self.num_classes - 1)).masked_fill(null, 0.0)
+
+    def encode(self, x_t: Tensor, t: Tensor, y: Tensor) -> State:
+        """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,)."""
+        if x_t.shape[-1] % self.downscaling or x_t.shape[-2] % self.downscaling:
+            raise ValueError(
+                f"height and width must be multiples of {self.downscaling}, got {tuple(x_t.shape[-2:])}"
+            )
+        emb = self.embed(t, y)
+        h = self.head(x_t)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, emb)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, emb)
+        return State(h, skips, emb)
+
+    def decode(self, state: State) -> Tensor:
+        """Predicted noise (B, C, H, W)."""
+        h, skips, emb = state.h, list(state.skips), state.emb
+        for layer in self.up:
+            if isinstance(layer, ResBlock):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = layer(h, emb)
+        return self.tail(h)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.decode(self.encode(x_t, t, y))
+
+    def forward_both(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(eps of theta, eps of theta^g), encoding once where the expert sits in the decoder alone.
+
+        Both see the same dropout masks, so that their distance is the expert's doing and nothing else's.
+        """
+        in_decoder = all(name.startswith(("up.", "tail.")) for name in expert_weights(self))
+        state = self.encode(x_t, t, y) if in_decoder else None
+
+        def predict() -> Tensor:
+            return self.decode(state) if in_decoder else self(x_t, t, y)
+
+        with torch.random.fork_rng([x_t.device] if x_t.is_cuda else []):
+            eps = predict()
+        with expert_scale(self, 0.0):
+            return eps, predict()

@@ -1,0 +1,135 @@
+"""Every figure of the book, in one style, and the frame slider that needs no kernel.
+
+Mid-grey ink on a transparent canvas reads on light and dark pages alike; colours are Okabe and Ito's.
+"""
+
+import base64
+import html
+import io
+import itertools
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from matplotlib.figure import Figure
+from torch import Tensor
+
+INK = "0.5"
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
+SPLIT_COLORS = {"many": BLUE, "medium": ORANGE, "few": VERMILION}
+METHOD_COLORS = {"DDPM": INK, "CALL, θ": BLUE, "CALL, θᵍ": ORANGE}
+
+
+def style() -> None:
+    """The house style, for all figures after the call."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.0),
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+            "savefig.facecolor": "none",
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE]),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "axes.titlecolor": INK,
+            "axes.titlesize": "medium",
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "text.color": INK,
+            "legend.frameon": False,
+            "figure.dpi": 110,
+        }
+    )
+
+
+def class_counts(counts, splits: dict[str, list[int]], names=None) -> Figure:
+    """Bars of images per class on a log scale, coloured by split."""
+    counts = np.asarray(counts)
+    figure, axes = plt.subplots()
+    for split, classes in splits.items():
+        bars = axes.bar(classes, counts[classes], color=SPLIT_COLORS[split], label=split.capitalize())
+        if len(counts) <= 20:
+            axes.bar_label(bars, fontsize=8, color=INK)
+    axes.set(xlabel="class", ylabel="training images", yscale="log", ylim=(0.8, 2 * counts.max()))
+    if names is not None and len(counts) <= 20:
+        axes.set_xticks(range(len(counts)), names)
+    axes.legend()
+    return figure
+
+
+def image_rows(rows: list[Tensor], labels: list[str], size: float = 0.42) -> Figure:
+    """One row of images per entry: uint8 (n, C, H, W) each, with a label at its left."""
+    columns = max(len(r) for r in rows)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(size * (columns + 3), size * len(rows) + 0.1), squeeze=False
+    )
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    for row, label, line in zip(rows, labels, axes, strict=True):
+        for i, cell in enumerate(line):
+            cell.set_axis_off()
+            if i < len(row):
+                image = row[i].permute(1, 2, 0).numpy()
+                cell.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        line[0].text(
+            -0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9
+        )
+    return figure
+
+
+def split_bars(groups: dict[str, dict[str, tuple[float, float]]], ylabel: str = "FID (lower is better)") -> Figure:
+    """Grouped bars: groups[method][split] = (mean, standard deviation). A log axis where values differ tenfold."""
+    figure, axes = plt.subplots()
+    splits = list(next(iter(groups.values())))
+    width = 0.8 / len(groups)
+    for i, (method, by_split) in enumerate(groups.items()):
+        mean, std = np.array([by_split[s] for s in splits]).T
+        at = np.arange(len(splits)) + (i - (len(groups) - 1) / 2) * width
+        bars = axes.bar(
+            at, mean, 0.9 * width, yerr=np.nan_to_num(std), label=method, capsize=2, ecolor=INK,
+            color=METHOD_COLORS.get(method),
+        )  # fmt: skip
+        axes.bar_label(bars, fmt="%.2g", fontsize=8, color=INK, padding=2)
+    axes.set_xticks(range(len(splits)), [s.capitalize() for s in splits])
+    values = np.array([m for by_split in groups.values() for m, _ in by_split.values()])
+    axes.set(ylabel=ylabel, yscale="log" if values.max() > 10 * values.min() else "linear")
+    axes.margins(y=0.15)
+    axes.legend()
+    return figure
+
+
+def png(figure: Figure, dpi: int = 110) -> str:
+    """The figure as a data URI; the figure is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", transparent=True)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+_ids = itertools.count()
+
+
+def frame_slider(frames: list[str], labels: list[str], alts: list[str], caption: str, start: int = 0) -> HTML:
+    """Images (data URIs) behind a native range input: works with no kernel, library or network, by keyboard,
+    and with one alternative text per frame for a screen reader."""
+    name = f"frame-slider-{next(_ids)}"
+    images = "".join(
+        f'<img src="{frame}" alt="{html.escape(alt)}"{"" if i == start else " hidden"}>'
+        for i, (frame, alt) in enumerate(zip(frames, alts, strict=True))
+    )
+    script = (
+        f"(() => {{ const root = document.getElementById('{name}'), labels = {json.dumps(labels)},"
+        " input = root.querySelector('input'), images = root.querySelectorAll('img');"
+        " const show = () => { images.forEach((m, i) => { m.hidden = i != input.value });"
+        " root.querySelector('output').textContent = labels[input.value];"
+        " input.setAttribute('aria-valuetext', labels[input.value]) };"
+        " input.addEventListener('input', show); show() })()"
+    )
+    return HTML(
+        f'<figure class="frame-slider" id="{name}"><label>{html.escape(caption)} '
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{start}" autocomplete="off">'
+        f" <output></output></label><div>{images}</div></figure><script>{script}</script>"
+    )
