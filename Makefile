@@ -11,7 +11,7 @@ help: ## list the targets
 	@echo "make TARGET  (PYTHON=python3.12 for another interpreter)"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-book: $(STAMP) ## execute the notebooks and build _build/html/index.html  (PROFILE=smoke|cpu|gpu, OFFLINE=1)
+book: $(STAMP) ## execute the notebooks and build _build/html/index.html  (OFFLINE=1: for pages that need no network)
 	@$(RUN) book/build.py
 
 test: $(STAMP) ## run the tests

@@ -1,10 +1,7 @@
-"""Command line: python -m callkit train | evaluate | sample | table. Each stage starts from what the one before left on disk."""
+"""Command line: train, evaluate, sample, table. Each stage starts from what the one before left on disk."""
 
 import argparse
-import math
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +17,9 @@ def _add_train(commands) -> None:
     p.add_argument("--method", default="call", help=f"one of {', '.join(config.METHODS)}")
     p.add_argument("--profile", default="cpu", help=f"one of {', '.join(config.PROFILES)}")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--allocation", default="bounded", help=f"preset of the allocation loss: {', '.join(config.PRESETS)}")
+    p.add_argument(
+        "--allocation", default="bounded", help=f"preset of the allocation loss: {', '.join(config.PRESETS)}"
+    )
     p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting of TrainConfig")
     p.add_argument("--run", type=Path, help="run folder (default: runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>)")
     p.add_argument("--minutes", type=float, help="stop after that long with a checkpoint; run again to go on")
@@ -56,11 +55,10 @@ def train(a) -> None:
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, got {pair!r}")
         overrides[name] = _value(value)
-    c = config.make_config(
-        a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed, a.allocation, **overrides
-    )
+    c = config.make_config(a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed, a.allocation, **overrides)
     run = a.run or records.run_folder(c)
-    print(f"{c.method} on {c.dataset}, IR {c.imbalance_ratio:g}, profile {c.profile}, seed {c.seed}: {c.steps} steps -> {run}")
+    words = f"{c.method} on {c.dataset}, IR {c.imbalance_ratio:g}, profile {c.profile}, seed {c.seed}"
+    print(f"{words}: {c.steps:,} steps -> {run}")
     with tqdm(total=c.steps, unit="step") as bar:
         for record in training.train(c, run, a.device, a.minutes, a.data_root):
             if bar.n == 0 and record.step > c.log_every:
@@ -90,9 +88,7 @@ def evaluate(a) -> None:
     checkpoint = _checkpoint(a.run)
     results = a.results or checkpoint.parent
     weights = a.weights or training.available_weights(checkpoint)
-    paths = [
-        evaluate_run(checkpoint, w, results, a.device, a.data_root, progress=True) for w in weights
-    ]
+    paths = [evaluate_run(checkpoint, w, results, a.device, a.data_root, progress=True) for w in weights]
     print(records.table([records.read_record(p) for p in paths]))
     print("records:", *paths, sep="\n  ")
 

@@ -51,9 +51,7 @@ def expert_weights(module: nn.Module) -> dict[str, LowRank]:
     }
 
 
-def reserve(
-    module: nn.Module, rank: float = 0.1, where: str | Callable[[str, nn.Module], bool] = "up"
-) -> nn.Module:
+def reserve(module: nn.Module, rank: float = 0.1, where: str | Callable[[str, nn.Module], bool] = "up") -> nn.Module:
     """Decompose the chosen weights in place, Eq. (3), and return `module`.
 
     rank   share of min(d, k) given to the expert, in (0, 1]; the paper's is 1/10. At least rank 1.
@@ -93,7 +91,7 @@ def expert_scale(module: nn.Module, scale: float) -> Iterator[None]:
 
 
 def merge(module: nn.Module, scale: float = 1.0) -> nn.Module:
-    """A plain copy with W = W^g + scale * BA stored: no parametrization left, no extra cost (Section 4.2, Inference)."""
+    """A plain copy with W = W^g + scale * BA stored: no parametrization, no extra cost (Section 4.2, Inference)."""
     merged = copy.deepcopy(module)
     with torch.no_grad(), expert_scale(merged, scale):
         for m in list(merged.modules()):

@@ -24,15 +24,9 @@ METHODS: dict[str, dict] = {
 # paper: Section 5.1.
 PROFILES: dict[str, dict] = {
     "smoke": dict(steps=20, warmup=5, ema_decay=0.9, batch_size=16, log_every=5, checkpoint_every=10),
-    "cpu": dict(
-        steps=5_000, warmup=200, ema_decay=0.999, batch_size=64, log_every=50, checkpoint_every=500
-    ),
-    "gpu": dict(
-        steps=30_000, warmup=1_000, ema_decay=0.9995, batch_size=64, log_every=100, checkpoint_every=2_000
-    ),
-    "paper": dict(
-        steps=300_000, warmup=5_000, ema_decay=0.9999, batch_size=64, log_every=100, checkpoint_every=5_000
-    ),
+    "cpu": dict(steps=6_000, lr=5e-4, warmup=200, ema_decay=0.999, batch_size=64, log_every=50, checkpoint_every=500),
+    "gpu": dict(steps=30_000, warmup=1_000, ema_decay=0.9995, batch_size=64, log_every=100, checkpoint_every=2_000),
+    "paper": dict(steps=300_000, warmup=5_000, ema_decay=0.9999, batch_size=64, log_every=100, checkpoint_every=5_000),
 }
 
 # How a profile's runs are sampled for evaluation: images in all, equally many of each class, and DDIM steps.

@@ -22,17 +22,14 @@ class ImageSet:
 
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
-            )
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}")
         if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
             raise ValueError(
                 f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise ValueError(
-                f"labels must lie in 0..{self.num_classes - 1}, "
-                f"got {int(self.labels.min())}..{int(self.labels.max())}"
+                f"labels must lie in 0..{self.num_classes - 1}, got {int(self.labels.min())}..{int(self.labels.max())}"
             )
 
     def __len__(self) -> int:
@@ -84,9 +81,7 @@ def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float) -> 
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     # The same floating-point expression as the published subsets: truncation makes the form matter.
-    counts = np.array(
-        [int(n_max * (1 / imbalance_ratio) ** (c / (num_classes - 1))) for c in range(num_classes)]
-    )
+    counts = np.array([int(n_max * (1 / imbalance_ratio) ** (c / (num_classes - 1))) for c in range(num_classes)])
     if counts[-1] < 1:
         raise ValueError(
             f"imbalance_ratio {imbalance_ratio:g} leaves the smallest class empty: "

@@ -41,9 +41,7 @@ class DigitsClassifier(nn.Module):
 def fit(steps: int = 2_000, batch_size: int = 64, seed: int = 0) -> tuple[DigitsClassifier, dict]:
     """Train on 80 % of the digits, stratified; (model in eval mode, record with the accuracy on the other 20 %)."""
     digits = data.load("digits")
-    train, test = train_test_split(
-        range(len(digits)), test_size=0.2, stratify=digits.labels.numpy(), random_state=seed
-    )
+    train, test = train_test_split(range(len(digits)), test_size=0.2, stratify=digits.labels.numpy(), random_state=seed)
     images = data.to_float(digits.images)
     torch.manual_seed(seed)
     model = DigitsClassifier()

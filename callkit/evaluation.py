@@ -19,9 +19,7 @@ def training_curve(log: list[training.StepRecord], counts, points: int = 25) -> 
     curve = {
         "step": [log[int(part[-1])].step for part in chunks],
         "base_loss": [float(torch.tensor([log[i].base_loss for i in part]).mean()) for part in chunks],
-        "allocation_loss": [
-            float(torch.tensor([log[i].allocation_loss for i in part]).mean()) for part in chunks
-        ],
+        "allocation_loss": [float(torch.tensor([log[i].allocation_loss for i in part]).mean()) for part in chunks],
     }
     for split, classes in groups.items():
         values = [float(distance[part][:, classes].nanmean()) for part in chunks]
@@ -103,9 +101,7 @@ def evaluate_run(
         **scores,
         "training": {
             "seconds": round(metadata["seconds"], 1),
-            "curve": training_curve(
-                training.read_log(checkpoint.parent / training.LOG), metadata["counts"]
-            ),
+            "curve": training_curve(training.read_log(checkpoint.parent / training.LOG), metadata["counts"]),
             "provenance": metadata["provenance"],
         },
         "provenance": records.provenance(torch.device(device)),

@@ -69,7 +69,9 @@ for _name, (_class, _) in EXTRACTORS.items():
 
 def extractor_for(dataset: str) -> str:
     if dataset not in DEFAULT_EXTRACTOR:
-        raise ValueError(f"no feature extractor for dataset {dataset!r}; there is one for: {', '.join(DEFAULT_EXTRACTOR)}")
+        raise ValueError(
+            f"no feature extractor for dataset {dataset!r}; there is one for: {', '.join(DEFAULT_EXTRACTOR)}"
+        )
     return DEFAULT_EXTRACTOR[dataset]
 
 
@@ -112,9 +114,7 @@ def compare(generated: Tensor, real: Tensor, logits: Tensor | None = None) -> di
             generated, real, kid_subset_size=min(KID_SUBSET_SIZE, n), rng_seed=2020, verbose=False
         )
         scores["kid"] = kid["kernel_inception_distance_mean"]
-        prc = prc_features_to_metric(
-            generated, real, prc_neighborhood=NEIGHBORHOOD, save_cpu_ram=True, verbose=False
-        )
+        prc = prc_features_to_metric(generated, real, prc_neighborhood=NEIGHBORHOOD, save_cpu_ram=True, verbose=False)
         scores |= {"recall": prc["recall"], "precision": prc["precision"]}
     if logits is not None:
         scores["is"] = isc_features_to_metric(logits)["inception_score_mean"]

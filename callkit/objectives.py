@@ -12,7 +12,7 @@ from callkit.diffusion import NoiseSchedule
 
 
 class Batch(NamedTuple):
-    """x0 float32 (B, C, H, W) in [-1, 1]; y int64 (B,) the true class; condition int64 (B,) y, or Null where dropped."""
+    """x0 float32 (B, C, H, W) in [-1, 1]; y int64 (B,) true classes; condition int64 (B,) y, or Null where dropped."""
 
     x0: Tensor
     y: Tensor
@@ -29,9 +29,7 @@ def ddpm(
     model: nn.Module, batch: Batch, schedule: NoiseSchedule, generator: torch.Generator, both: bool = False
 ) -> ObjectiveOutput:
     """Noise prediction with w_t = 1, Eq. (2): mean over pixels of (eps_theta(x_t, t, y) - eps)^2."""
-    t = torch.randint(
-        schedule.timesteps, batch.y.shape, generator=generator, device=batch.y.device
-    )
+    t = torch.randint(schedule.timesteps, batch.y.shape, generator=generator, device=batch.y.device)
     eps = torch.randn(batch.x0.shape, generator=generator, device=batch.x0.device)
     x_t = schedule.q_sample(batch.x0, t, eps)
     if both:

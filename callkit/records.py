@@ -73,9 +73,7 @@ def provenance(device: torch.device) -> dict:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": {p: metadata.version(p) for p in ("torch", "numpy", "torch-fidelity", "callkit")},
@@ -94,9 +92,7 @@ def load_records(folder: str | Path | None = None, **where) -> list[dict]:
     load_records(dataset="digits", imbalance_ratio=50, method="call", weights="theta")
     """
     found = [read_record(p) for p in sorted(Path(folder or results_folder()).rglob("*.json"))]
-    return [
-        r for r in found if "schema_version" in r and all(r["run"].get(k) == v for k, v in where.items())
-    ]
+    return [r for r in found if "schema_version" in r and all(r["run"].get(k) == v for k, v in where.items())]
 
 
 def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
@@ -121,9 +117,7 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
         "|" + "---|" * (7 + len(splits)),
     ]
     for (dataset, ir, profile, method, weights, extractor), group in rows.items():
-        cells = [
-            "{:.3f} ± {:.3f}".format(*mean_std(group, "metrics", split, metric)) for split in splits
-        ]
+        cells = ["{:.3f} ± {:.3f}".format(*mean_std(group, "metrics", split, metric)) for split in splits]
         head = [dataset, f"{ir:g}", profile, method, weights, extractor, str(len(group))]
         lines.append("| " + " | ".join(head + cells) + " |")
     return "\n".join(lines)

@@ -100,8 +100,8 @@ def sample(
     with tqdm(total=len(y), desc="sampling", unit="img", disable=not progress) as bar:
         for x, labels in zip(noise.split(batch_size), y.split(batch_size), strict=True):
             for step in ddim(model, schedule, x.to(device), labels.to(device), steps, guidance_scale):
-                pass
-            images.append(to_uint8(step.x).cpu())
+                x = step.x
+            images.append(to_uint8(x).cpu())
             bar.update(len(labels))
     model.train(was_training)
     return torch.cat(images)

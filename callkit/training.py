@@ -190,9 +190,7 @@ def _same_run(config: TrainConfig, saved: dict, path: Path) -> None:
     ours = config.to_dict()
     changed = [f"{k}: {saved.get(k)!r} there, {v!r} now" for k, v in ours.items() if saved.get(k) != v]
     if changed:
-        raise ValueError(
-            f"{path} belongs to a run with other settings ({'; '.join(changed)}); use another run folder"
-        )
+        raise ValueError(f"{path} belongs to a run with other settings ({'; '.join(changed)}); use another run folder")
 
 
 def train(
@@ -229,18 +227,24 @@ def train(
     with _global_seed(step_seed(config.seed, 1), torch.device("cpu")):
         model = build_model(config, images.shape[1], num_classes).to(device).train()
     schedule = NoiseSchedule().to(device)
-    allocation = AllocationLoss(
-        train_set.counts, config.lam, config.consistency, config.diversity, config.bound
-    ).to(device)
+    allocation = AllocationLoss(train_set.counts, config.lam, config.consistency, config.diversity, config.bound).to(
+        device
+    )
     parameters = dict(model.named_parameters())
     ema = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = torch.optim.Adam(parameters.values(), lr=config.lr)
     generator = torch.Generator(device)
 
+    # Sums since the last record: base loss, allocation loss, gradient norm; by class base loss, distance, samples.
+    totals = torch.zeros(3, device=device)
+    by_class = torch.zeros(3, num_classes, device=device)
+
     start, seconds_before = 0, 0.0
     if resumed:
         tensors, metadata = resumed
         start, seconds_before = metadata["step"], metadata["seconds"]
+        totals.copy_(tensors["log.totals"])
+        by_class.copy_(tensors["log.by_class"])
         with torch.no_grad():
             for k, p in parameters.items():
                 p.copy_(tensors[f"model.{k}"])
@@ -264,6 +268,7 @@ def train(
 
     def save(step: int) -> None:
         tensors = {f"model.{k}": p for k, p in parameters.items()} | {f"ema.{k}": v for k, v in ema.items()}
+        tensors |= {"log.totals": totals, "log.by_class": by_class}
         for name in ("exp_avg", "exp_avg_sq"):
             tensors |= {f"{name}.{k}": optimiser.state[p][name] for k, p in parameters.items()}
         save_checkpoint(
@@ -281,8 +286,6 @@ def train(
             },
         )
 
-    totals, steps_since = torch.zeros(3, device=device), 0  # base, allocation, gradient norm
-    by_class = torch.zeros(3, num_classes, device=device)  # base loss, distance, samples
     with _stop_signal() as stop, (run / LOG).open("a") as log:
         for step in range(start, config.steps):
             generator.manual_seed(step_seed(config.seed, 2, step))
@@ -314,7 +317,6 @@ def train(
                 torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - decay)
 
                 totals += torch.stack([base_loss, allocation_loss, grad_norm])
-                steps_since += 1
                 ones = torch.ones_like(out.loss)
                 by_class.index_add_(1, y, torch.stack([out.loss, distance, ones]))
 
@@ -338,10 +340,9 @@ def train(
                                 else "Try a smaller lr."
                             )
                         )
-            if done % config.checkpoint_every == 0 or leaving:
-                save(done)
+            record = None
             if done % config.log_every == 0 or done == config.steps:
-                base_mean, allocation_mean, norm_mean = (totals / steps_since).tolist()
+                base_mean, allocation_mean, norm_mean = (totals / by_class[2].sum() * config.batch_size).tolist()
                 record = StepRecord(
                     step=done,
                     loss=base_mean + allocation_mean,
@@ -353,10 +354,12 @@ def train(
                     distance_by_class=(by_class[1] / by_class[2]).tolist(),
                 )
                 totals.zero_()
-                steps_since = 0
                 by_class.zero_()
                 log.write(_log_line(record))
                 log.flush()
+            if done % config.checkpoint_every == 0 or leaving:
+                save(done)
+            if record:
                 yield record
             if stop:
                 raise KeyboardInterrupt(f"stopped at step {done}; run again to go on from there")

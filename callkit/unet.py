@@ -117,9 +117,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                self.down.append(
-                    ResBlock(width, mult * channels, emb_dim, dropout, level in attention_levels)
-                )
+                self.down.append(ResBlock(width, mult * channels, emb_dim, dropout, level in attention_levels))
                 width = mult * channels
                 widths.append(width)
             if level < len(channel_mult) - 1:
@@ -137,17 +135,13 @@ class UNet(nn.Module):
         for level, mult in reversed(list(enumerate(channel_mult))):
             for _ in range(num_res_blocks + 1):
                 self.up.append(
-                    ResBlock(
-                        width + widths.pop(), mult * channels, emb_dim, dropout, level in attention_levels
-                    )
+                    ResBlock(width + widths.pop(), mult * channels, emb_dim, dropout, level in attention_levels)
                 )
                 width = mult * channels
             if level > 0:
                 self.up.append(Upsample(width))
 
-        self.tail = nn.Sequential(
-            group_norm(width), nn.SiLU(), nn.Conv2d(width, in_channels, 3, padding=1)
-        )
+        self.tail = nn.Sequential(group_norm(width), nn.SiLU(), nn.Conv2d(width, in_channels, 3, padding=1))
         self._initialise()
 
     def _initialise(self):
@@ -168,9 +162,7 @@ class UNet(nn.Module):
     def encode(self, x_t: Tensor, t: Tensor, y: Tensor) -> State:
         """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,)."""
         if x_t.shape[-1] % self.downscaling or x_t.shape[-2] % self.downscaling:
-            raise ValueError(
-                f"height and width must be multiples of {self.downscaling}, got {tuple(x_t.shape[-2:])}"
-            )
+            raise ValueError(f"height and width must be multiples of {self.downscaling}, got {tuple(x_t.shape[-2:])}")
         emb = self.embed(t, y)
         h = self.head(x_t)
         skips = [h]

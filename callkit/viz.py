@@ -74,9 +74,7 @@ def image_rows(rows: list[Tensor], labels: list[str], size: float = 0.42) -> Fig
             if i < len(row):
                 image = row[i].permute(1, 2, 0).numpy()
                 cell.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        line[0].text(
-            -0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9
-        )
+        line[0].text(-0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     return figure
 
 
@@ -97,6 +95,55 @@ def split_bars(groups: dict[str, dict[str, tuple[float, float]]], ylabel: str = 
     values = np.array([m for by_split in groups.values() for m, _ in by_split.values()])
     axes.set(ylabel=ylabel, yscale="log" if values.max() > 10 * values.min() else "linear")
     axes.margins(y=0.15)
+    axes.legend()
+    return figure
+
+
+def class_weights(omega_con, omega_div) -> Figure:
+    """The two weights of Eq. (5) over the classes."""
+    figure, axes = plt.subplots()
+    classes = range(len(omega_con))
+    axes.plot(classes, omega_con, "o-", color=BLUE, label=r"consistency $\omega_{Con}$")
+    axes.plot(classes, omega_div, "s-", color=VERMILION, label=r"diversity $\omega_{Div}$")
+    axes.set(xlabel="class, largest first", ylabel="weight")
+    if len(classes) <= 20:
+        axes.set_xticks(classes)
+    axes.legend()
+    return figure
+
+
+def allocation_curves(distance, losses: dict[str, Tensor], rest: tuple[float, float]) -> Figure:
+    """Allocation losses of one class against D; `rest` marks the minimum."""
+    figure, axes = plt.subplots()
+    for (name, loss), color in zip(losses.items(), (VERMILION, BLUE), strict=True):
+        axes.plot(distance, loss, color=color, label=name)
+    axes.plot(*rest, "o", color=BLUE)
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.set(xlabel="distance D between the two predictions", ylabel="allocation loss")
+    axes.legend()
+    return figure
+
+
+def distance_curves(curves: list[dict], bound: float | None) -> Figure:
+    """D by split during training, one line a run; curves as in a record's training.curve."""
+    figure, axes = plt.subplots()
+    for split, color in SPLIT_COLORS.items():
+        for i, curve in enumerate(curves):
+            values = np.array(curve[f"distance_{split}"], dtype=float)
+            axes.plot(curve["step"], values, color=color, label=split.capitalize() if i == 0 else None)
+    if bound is not None:
+        axes.axhline(bound, color=INK, linestyle=":", linewidth=1)
+    axes.set(xlabel="training step", ylabel="distance D", yscale="log")
+    axes.legend()
+    return figure
+
+
+def loss_curves(curves: dict[str, tuple[list, list]]) -> Figure:
+    """curves[name] = (steps, losses)."""
+    figure, axes = plt.subplots()
+    for name, (steps, losses) in curves.items():
+        axes.plot(steps, losses, ".-", label=name)
+    axes.set(xlabel="training step", ylabel="base loss")
     axes.legend()
     return figure
 

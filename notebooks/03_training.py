@@ -1,0 +1,160 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (ch-training)=
+# # 03 · Training a model yourself
+#
+# **Objective.** Train, stop, go on, sample and evaluate a model, from a notebook or a terminal.
+# **Prerequisites.** {doc}`02_general_and_expert`. **Time.** 5 minutes to read; a full run of the `cpu` profile takes
+# about ten minutes on one core. This page shows the first half minute of one.
+#
+# Everything that decides a run is named by five words: data set, {term}`imbalance ratio`, method, {term}`profile`, seed.
+
+# %% tags=["parameters"]
+dataset = "digits"
+imbalance_ratio = 50
+method = "call"  # or ddpm
+profile = "cpu"  # smoke (tests only), cpu, gpu, paper
+seed = 0
+minutes = None  # stop after that long, with a checkpoint; None: train to the end
+run = None  # run folder; None: runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>
+device = None  # None: a GPU if there is one
+
+# %% [markdown]
+# ## The run
+#
+# `make_config` looks the words up in the tables of `callkit/config.py` and checks every value before any work is done.
+# `train` is a generator: it yields a record of averages every few steps, and the loop around it belongs to you.
+
+# %%
+import torch
+from tqdm.auto import tqdm
+
+from callkit import config, records, training, viz
+
+viz.style()
+device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+settings = config.make_config(dataset, imbalance_ratio, method, profile, seed)
+run = run or records.run_folder(settings)
+
+with tqdm(total=settings.steps, unit="step") as bar:
+    for record in training.train(settings, run, device, minutes):
+        bar.n = record.step
+        bar.set_postfix(loss=f"{record.base_loss:.4f}", allocation=f"{record.allocation_loss:.4f}")
+
+# %% [markdown]
+# The checkpoint in the run folder holds the weights, their moving average and the optimiser's state. Run the cell again
+# and training goes on from there; so it does after Ctrl-C or *Interrupt Kernel*, which write a checkpoint first. Each random
+# draw of step $k$ depends on the seed and $k$ alone, so a run in ten pieces equals a run in one, bit for bit on the CPU.
+# Two methods with the same seed see the same images, the same timesteps and the same noise.
+
+# %%
+log = training.read_log(f"{run}/{training.LOG}")
+seconds_per_step = log[-1].seconds / log[-1].step
+print(
+    f"{log[-1].step:,} of {settings.steps:,} steps done, {1000 * seconds_per_step:.0f} ms each; "
+    f"the rest takes about {(settings.steps - log[-1].step) * seconds_per_step / 60:.0f} minutes here"
+)
+
+# %% [markdown]
+# ## What to expect
+#
+# The curve of this page's slice, and that of the finished run whose record comes with the book. If yours does not
+# follow it, something is different: the seed, the settings, or a bug.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record; each point averages 1/25 of the run).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 0.4 and lies on the longer, flattening curve of the finished run.", "classes": "dark-light"}}
+curves = {}
+finished = records.load_records(
+    dataset=dataset, imbalance_ratio=imbalance_ratio, method=method, profile=profile, seed=seed, weights="theta"
+)
+if finished:
+    curve = finished[0]["training"]["curve"]
+    curves["finished run"] = (curve["step"], curve["base_loss"])
+curves["this page"] = ([r.step for r in log], [r.base_loss for r in log])
+viz.loss_curves(curves)
+# %% [markdown]
+# ## Sampling and evaluating
+#
+# Once the run is finished, `evaluate_run` draws a balanced set of images with the averaged weights, compares it with the
+# real images split by split, and writes a record: the JSON file that every table of this book is made of.
+
+# %%
+from callkit.evaluation import evaluate_run
+
+if log[-1].step == settings.steps:
+    checkpoint = f"{run}/{training.CHECKPOINT}"
+    paths = [evaluate_run(checkpoint, weights, device=device) for weights in training.available_weights(checkpoint)]
+    print(records.table([records.read_record(path) for path in paths]))
+else:
+    print(f"stopped at step {log[-1].step}: a half-trained model is not evaluated")
+
+# %% [markdown]
+# ## The same from a terminal
+#
+# ```bash
+# python -m callkit train --dataset digits --imbalance-ratio 50 --method call --profile cpu --seed 0
+# python -m callkit evaluate runs/digits-ir50/call-cpu/seed0
+# ```
+#
+# and, with this page as the report of the run:
+#
+# ```bash
+# papermill notebooks/03_training.ipynb report.ipynb \
+#     -p dataset digits -p imbalance_ratio 50 -p method call -p profile cpu -p seed 0
+# ```
+#
+# ```{admonition} Pitfalls
+# :class: warning
+# * A run folder belongs to one set of settings. Change one and reuse the folder, and `train` refuses rather than mixing
+#   two runs.
+# * Papermill warns about a parameter that does not exist, and runs with the defaults. Read its first lines.
+# ```
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-images-seen
+# How often does training on digits at IR 50 see each image of the rarest class, and of the most common one?
+# ```
+#
+# ```{solution-start} ex-images-seen
+# :class: dropdown
+# ```
+#
+# Equally often: batches run through shuffled epochs. With $N$ training images,
+
+# %%
+from callkit import data
+
+n = len(data.load_long_tailed("digits", 50).train)
+digits = config.make_config("digits", 50, "call", "cpu")
+print(f"{digits.steps * digits.batch_size / n:.0f} times each")
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-printed-loss
+# Train with the loss as printed in the paper: `make_config(..., allocation="paper")`, in a run folder of its own. What
+# happens, and when?
+# ```
+#
+# ```{solution} ex-printed-loss
+# :class: dropdown
+# It looks like the bounded run until the two predictions part. Then the allocation loss falls without limit, and
+# training stops with an error that names the diversity term; the last good checkpoint is kept.
+# ```
+#
+# **Take-away.** Five words name a run, one folder holds it, one record tells what came of it.
