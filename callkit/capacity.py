@@ -94,7 +94,11 @@ def merge(module: nn.Module, scale: float = 1.0) -> nn.Module:
     """A plain copy with W = W^g + scale * BA stored: no parametrization, no extra cost (Section 4.2, Inference)."""
     merged = copy.deepcopy(module)
     with torch.no_grad(), expert_scale(merged, scale):
-        for m in list(merged.modules()):
-            if parametrize.is_parametrized(m, "weight"):
-                parametrize.remove_parametrizations(m, "weight", leave_parametrized=True)
+        for name in expert_weights(merged):
+            m = merged.get_submodule(name)
+            weight = m.weight.clone()
+            # Not parametrize.remove_parametrizations: it strips the class, which a copy shares with its original.
+            m.__class__ = parametrize.type_before_parametrizations(m)
+            del m.parametrizations
+            m.weight = nn.Parameter(weight)
     return merged

@@ -1,0 +1,40 @@
+"""Shared by the tests: one thread (the tensors are tiny, and two cores may be busy), a small network."""
+
+import pytest
+import torch
+
+from callkit.capacity import expert_weights, reserve
+from callkit.unet import UNet
+
+torch.set_num_threads(1)
+
+
+def make_unet(seed: int = 0, dropout: float = 0.0, **options) -> UNet:
+    """A small U-Net with random weights everywhere, so that no branch is silent."""
+    torch.manual_seed(seed)
+    sizes = dict(channels=8, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1)
+    model = UNet(in_channels=1, num_classes=4, dropout=dropout, **(sizes | options))
+    for p in model.parameters():
+        p.data.normal_(0, 0.2)
+    return model
+
+
+@pytest.fixture
+def unet() -> UNet:
+    return make_unet().eval()
+
+
+@pytest.fixture
+def reserved() -> UNet:
+    """With an expert that is not zero."""
+    model = reserve(make_unet(), rank=0.5)
+    for e in expert_weights(model).values():
+        e.B.data.normal_(0, 0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def inputs():
+    """(x_t, t, y) of four samples, the last with the Null condition."""
+    torch.manual_seed(1)
+    return torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 1, 3, 4])

@@ -1,0 +1,105 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callkit.allocation import PRESETS, AllocationLoss, class_weights, saturate
+
+COUNTS = [174, 112, 72, 47, 30, 19, 12, 8, 5, 3]
+
+
+def predictions(*distances):
+    """eps and eps_general, one sample per distance D."""
+    general = torch.randn(len(distances), 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    offset = torch.tensor(distances).sqrt()[:, None, None, None]
+    return (general + offset).requires_grad_(), general.requires_grad_()
+
+
+@given(st.lists(st.integers(1, 5000), min_size=2, max_size=100))
+def test_weights_follow_equation_5(counts):
+    con, div = class_weights(counts)
+    n, c = np.array(counts, dtype=float), len(counts)
+    np.testing.assert_allclose(con, c * n / n.sum(), rtol=1e-5)
+    np.testing.assert_allclose(div, c / (n * (1 / n).sum()), rtol=1e-5)
+    assert con.mean() == pytest.approx(1, rel=1e-4) and div.mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_weights_at_the_ends_of_cifar10():
+    con, div = class_weights([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50])
+    assert (con - div)[0].item() == pytest.approx(3.99, abs=5e-3)
+    assert (con - div)[-1].item() == pytest.approx(-3.98, abs=5e-3)
+    assert ((con - div) < 0).tolist().index(True) == 5
+
+
+@pytest.mark.parametrize("counts", [[3, 0], [-1, 2], [[1, 2]]])
+def test_weights_refuse(counts):
+    with pytest.raises(ValueError, match="counts"):
+        class_weights(counts)
+
+
+def test_a_balanced_set_costs_nothing_as_printed():
+    loss = AllocationLoss([7] * 4, **PRESETS["paper"])
+    eps, general = predictions(0.0, 0.3, 2.0, 50.0)
+    out = loss(eps, general, torch.arange(4))
+    assert torch.equal(out.loss, torch.zeros(4))
+    out.loss.sum().backward()
+    assert not eps.grad.any() and not general.grad.any()
+
+
+def test_distance_is_the_mean_over_pixels():
+    out = AllocationLoss(COUNTS)(*predictions(0.0, 0.3, 2.0), torch.tensor([0, 4, 9]))
+    torch.testing.assert_close(out.distance, torch.tensor([0.0, 0.3, 2.0]))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_loss_per_sample_is_the_formula(preset):
+    p, lam = PRESETS[preset], 0.7
+    D, y = (0.01, 0.5), torch.tensor([2, 9])
+    out = AllocationLoss(COUNTS, lam=lam, **p)(*predictions(*D), y)
+    con, div = class_weights(COUNTS)
+    for i in range(2):
+        phi = D[i] if p["bound"] is None else p["bound"] * (1 - math.exp(-D[i] / p["bound"]))
+        expected = lam * (p["consistency"] * con[y[i]] * D[i] - p["diversity"] * div[y[i]] * phi)
+        assert out.loss[i].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@given(st.floats(0, 100), st.floats(1e-3, 10))
+def test_saturation_is_bounded_increasing_and_below_the_identity(d, bound):
+    value = saturate(torch.tensor(d, dtype=torch.float64), bound).item()
+    assert 0 <= value <= bound * (1 + 1e-12) and value <= d * (1 + 1e-12)
+    assert saturate(torch.tensor(d + 0.1, dtype=torch.float64), bound).item() >= value
+
+
+def test_saturation_keeps_the_printed_gradient_at_zero():
+    d = torch.zeros((), requires_grad=True)
+    saturate(d, 0.1).backward()
+    assert d.grad == 1
+    assert saturate(torch.tensor(3.0), None) == 3
+
+
+def test_bounded_loss_has_its_minimum_where_the_derivation_says():
+    loss = AllocationLoss(COUNTS)
+    con, div = (w[-1].item() for w in class_weights(COUNTS))
+    at = loss.bound * math.log(div / con)
+    grid = torch.linspace(0, 2, 2001).tolist()
+    values = loss(*predictions(*grid), torch.full((2001,), 9)).loss
+    assert grid[int(values.argmin())] == pytest.approx(at, abs=2e-3)
+    # the printed loss has none: it still falls at the end of the grid
+    printed = AllocationLoss(COUNTS, **PRESETS["paper"])(*predictions(*grid), torch.full((2001,), 9)).loss
+    assert int(printed.argmin()) == 2000
+
+
+def test_gradients_reach_both_predictions_and_pull_or_push():
+    eps, general = predictions(0.04, 0.04)
+    AllocationLoss(COUNTS)(eps, general, torch.tensor([0, 9])).loss.sum().backward()
+    torch.testing.assert_close(eps.grad, -general.grad)
+    direction = ((eps - general).detach() * eps.grad).flatten(1).sum(1)
+    assert direction[0] > 0 > direction[1]  # descent closes the gap of the head and opens that of the tail
+
+
+def test_bound_must_be_positive():
+    with pytest.raises(ValueError, match="bound must be positive"):
+        AllocationLoss(COUNTS, bound=0.0)

@@ -1,0 +1,100 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import make_unet
+from torch import nn
+from torch.nn.utils import parametrize
+
+from callkit.capacity import expert_scale, expert_weights, merge, reserve
+from callkit.unet import UNet
+
+
+@pytest.mark.parametrize(("where", "matrices", "parameters"), [("up-conv3x3", 27, 1_981_056), ("up", 63, 2_515_456)])
+def test_size_of_the_experts_of_the_papers_network(where, matrices, parameters):
+    experts = expert_weights(reserve(UNet(3, 10), where=where))
+    assert len(experts) == matrices
+    assert sum(e.A.numel() + e.B.numel() for e in experts.values()) == parameters
+
+
+def test_starts_equal_to_the_plain_network(inputs):
+    plain = make_unet().eval()
+    assert torch.equal(reserve(make_unet()).eval()(*inputs), plain(*inputs))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 2.0])
+def test_a_convolution_computes_equation_3(scale):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 4, 3)
+    general = conv.weight.detach().clone()
+    reserve(conv_in := nn.Sequential(conv), rank=0.5, where=lambda name, m: isinstance(m, nn.Conv2d))
+    (expert,) = expert_weights(conv_in).values()
+    assert expert.B.shape == (4, 2) and expert.A.shape == (2, 54)
+    expert.B.data.normal_()
+    x = torch.randn(2, 6, 5, 5)
+    # the low-rank part as two convolutions: 3x3 to r channels, then 1x1
+    inner = F.conv2d(x, expert.A.view(2, 6, 3, 3))
+    expected = F.conv2d(x, general, conv.bias) + scale * F.conv2d(inner, expert.B.view(4, 2, 1, 1))
+    with expert_scale(conv_in, scale):
+        torch.testing.assert_close(conv_in(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_zero_equals_a_network_without_the_experts(reserved, inputs):
+    state = {
+        k.replace("parametrizations.weight.original", "weight"): v
+        for k, v in reserved.state_dict().items()
+        if not k.endswith((".A", ".B"))
+    }
+    plain = make_unet(seed=5).eval()
+    plain.load_state_dict(state)
+    with expert_scale(reserved, 0):
+        general = reserved(*inputs)
+    assert torch.equal(general, plain(*inputs))
+    assert not torch.allclose(reserved(*inputs), general, atol=1e-2)
+
+
+def test_expert_scale_is_put_back_after_an_error(reserved, inputs):
+    before = reserved(*inputs)
+    with pytest.raises(RuntimeError), expert_scale(reserved, 0.5), expert_scale(reserved, 0):
+        raise RuntimeError
+    assert torch.equal(reserved(*inputs), before)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_merge_is_plain_and_equal(reserved, inputs, scale):
+    merged = merge(reserved, scale)
+    with expert_scale(reserved, scale):
+        torch.testing.assert_close(merged(*inputs), reserved(*inputs), rtol=1e-5, atol=1e-5)
+    assert not any(parametrize.is_parametrized(m) for m in merged.modules())
+    plain = make_unet()
+    assert {k: v.shape for k, v in merged.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    assert expert_weights(reserved)  # the original keeps its decomposition
+
+
+def test_gradients_reach_all_three_parts(reserved, inputs):
+    reserved(*inputs).pow(2).mean().backward()
+    for name, expert in expert_weights(reserved).items():
+        original = reserved.get_submodule(name).parametrizations.weight.original
+        for part in (original, expert.A, expert.B):
+            assert part.grad is not None and part.grad.abs().max() > 0, name
+
+
+def test_without_expert_only_the_general_part_has_gradients(reserved, inputs):
+    with expert_scale(reserved, 0):
+        reserved(*inputs).pow(2).mean().backward()
+    assert all(e.A.grad is None and e.B.grad is None for e in expert_weights(reserved).values())
+    assert reserved.tail[-1].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("rank", [0, -0.1, 1.5, float("nan")])
+def test_rank_out_of_range(rank):
+    with pytest.raises(ValueError, match=r"rank must be in \(0, 1\]"):
+        reserve(make_unet(), rank)
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="unknown where 'down'; known: up-conv3x3, up"):
+        reserve(make_unet(), where="down")
+    with pytest.raises(ValueError, match="matches no module"):
+        reserve(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="already"):
+        reserve(reserve(make_unet()))

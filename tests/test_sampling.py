@@ -1,0 +1,98 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from callkit.diffusion import NoiseSchedule
+from callkit.sampling import balanced_labels, ddim, ddim_timesteps, guided_eps, sample
+
+
+def last(steps):
+    for step in steps:
+        pass
+    return step
+
+
+@pytest.mark.parametrize("steps", [7, 10, 50])
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddim_equals_diffusers(unet, steps, clip):
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
+        clip_sample=clip, set_alpha_to_one=True, timestep_spacing="leading",
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    torch.manual_seed(0)
+    noise, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 3, 4])
+    x = noise
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            eps = unet(x, t.repeat(4), y)
+            x = scheduler.step(eps, t, x, eta=0.0, use_clipped_model_output=clip).prev_sample
+    ours = last(ddim(unet, NoiseSchedule(), noise, y, steps, clip_x0=clip)).x
+    scale = max(1.0, x.abs().max().item())  # unclipped samples of a random network are large
+    torch.testing.assert_close(ours / scale, x / scale, rtol=0, atol=1e-5)
+
+
+def test_timesteps():
+    assert ddim_timesteps(1000, 50)[:2] == [980, 960] and ddim_timesteps(1000, 50)[-1] == 0
+    assert ddim_timesteps(1000, 1000) == list(range(999, -1, -1))
+    for steps in (0, 1001):
+        with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
+            ddim_timesteps(1000, steps)
+
+
+class KnowsTheImage(torch.nn.Module):
+    """The exact noise predictor of a data set that holds one image per class."""
+
+    num_classes, in_channels = 4, 1
+
+    def __init__(self, images):
+        super().__init__()
+        self.images, self.schedule = torch.nn.Parameter(images), NoiseSchedule()
+
+    def forward(self, x, t, y):
+        return self.schedule.x0_to_eps(x, t, self.images[y])
+
+
+def test_ddim_reaches_the_only_image_there_is():
+    images = torch.rand(4, 1, 8, 8).mul(2).sub(1)
+    labels = torch.tensor([3, 0, 2])
+    x = last(ddim(KnowsTheImage(images), NoiseSchedule(), torch.randn(3, 1, 8, 8), labels, 20)).x
+    torch.testing.assert_close(x, images[labels], rtol=0, atol=1e-4)
+
+
+def test_guidance_convention(unet, inputs):
+    x, t, y = inputs
+    with torch.no_grad():
+        eps, null = unet(x, t, y), unet(x, t, torch.full_like(y, 4))
+        assert torch.equal(guided_eps(unet, x, t, y, 1.0), eps)
+        torch.testing.assert_close(guided_eps(unet, x, t, y, 0.0), null, rtol=1e-4, atol=1e-5)
+        # the field's (1 + w) form, w = 1.5
+        torch.testing.assert_close(guided_eps(unet, x, t, y, 2.5), 2.5 * eps - 1.5 * null, rtol=1e-4, atol=1e-4)
+
+
+def test_sample_is_reproducible_whatever_the_batch_size(unet):
+    y = balanced_labels(4, 3)
+    one = sample(unet, NoiseSchedule(), y, 8, seed=3, steps=4)
+    assert one.dtype == torch.uint8 and one.shape == (12, 1, 8, 8)
+    other = sample(unet, NoiseSchedule(), y, 8, seed=3, steps=4, batch_size=5)
+    assert (one.int() - other.int()).abs().max() <= 1  # float summation order may move a rounding
+    assert not torch.equal(one, sample(unet, NoiseSchedule(), y, 8, seed=4, steps=4))
+
+
+def test_sample_evaluates_without_dropout_and_leaves_the_mode_as_it_was():
+    from conftest import make_unet
+
+    model = make_unet(dropout=0.5).train()
+    y = balanced_labels(4, 1)
+    first, second = (sample(model, NoiseSchedule(), y, 8, steps=3) for _ in range(2))
+    assert torch.equal(first, second) and model.training
+
+
+def test_balanced_labels():
+    assert balanced_labels(3, 2).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("y", [torch.tensor([0, 5]), torch.tensor([-1]), torch.tensor([], dtype=torch.int64)])
+def test_labels_out_of_range(unet, y):
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4"):
+        sample(unet, NoiseSchedule(), y, 8)

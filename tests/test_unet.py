@@ -1,0 +1,86 @@
+import pytest
+import torch
+from conftest import make_unet
+
+from callkit.capacity import expert_scale, expert_weights, reserve
+from callkit.unet import UNet
+
+
+@pytest.mark.parametrize(("num_classes", "parameters"), [(10, 35_751_427), (100, 35_797_507)])
+def test_the_papers_network_has_the_published_size(num_classes, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in UNet(3, num_classes).parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("channel_mult", "parameters"), [((1, 2, 2), 25_843_715), ((1, 2, 3, 4), 81_321_859)]
+)
+def test_the_widths_of_figure_5(channel_mult, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in UNet(3, 10, channel_mult=channel_mult).parameters()) == parameters
+
+
+def test_starts_near_zero():
+    torch.manual_seed(0)
+    out = UNet(1, 4, channels=8, channel_mult=(1, 2))(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1]))
+    assert out.abs().max() < 1e-2
+
+
+def test_null_adds_exactly_nothing_and_may_differ_per_sample(unet, inputs):
+    x, t, y = inputs
+    mixed = unet.embed(t, y)
+    unet.label.weight.data.zero_()
+    without = unet.embed(t, y)
+    assert torch.equal(mixed[3], without[3])
+    assert not torch.allclose(mixed[:3], without[:3])
+
+
+def test_samples_do_not_affect_each_other(unet, inputs):
+    x, t, y = inputs
+    together = unet(x, t, y)
+    alone = torch.cat([unet(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_depends_on_image_time_and_class(unet, inputs):
+    x, t, y = inputs
+    out = unet(x, t, y)
+    for other in (unet(x + 1, t, y), unet(x, 999 - t, y), unet(x, t, (y + 1) % 4)):
+        assert (out - other).abs().flatten(1).amax(1).min() > 1e-4
+
+
+def test_wrong_image_size(unet):
+    with pytest.raises(ValueError, match="multiples of 2"):
+        unet(torch.zeros(1, 1, 7, 8), torch.tensor([0]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("where", ["up", lambda name, m: isinstance(m, torch.nn.Conv2d)])
+def test_forward_both_equals_two_forwards_with_gradients(where, inputs):
+    def model():
+        m = reserve(make_unet(), 0.5, where)
+        for i, e in enumerate(expert_weights(m).values()):
+            e.B.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(i))
+        return m.eval()
+
+    torch.manual_seed(2)
+    shared = model()
+    torch.manual_seed(2)
+    separate = model()
+    both = shared.forward_both(*inputs)
+    with expert_scale(separate, 0):
+        general = separate(*inputs)
+    two = (separate(*inputs), general)
+    for a, b in zip(both, two, strict=True):
+        torch.testing.assert_close(a, b)
+    assert (both[0] - both[1]).abs().max() > 0.1  # the expert does something
+    for pair in (both, two):
+        (pair[0].pow(2).mean() + pair[0].sub(pair[1]).pow(2).mean()).backward()
+    for (name, p), q in zip(shared.named_parameters(), separate.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_forward_both_uses_the_same_dropout_masks(inputs):
+    model = reserve(make_unet(dropout=0.5)).train()  # B = 0: theta equals theta^g
+    eps, general = model.forward_both(*inputs)
+    assert torch.equal(eps, general)
+    assert not torch.equal(model(*inputs), eps)  # while dropout is on
