@@ -11,6 +11,7 @@ again when anything does.
 Environment: OFFLINE=1 puts MathJax into the pages, which then need no network.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -140,6 +141,16 @@ def add_mathjax(static: Path) -> None:
     shutil.copytree(cache, static / "mathjax")
 
 
+def save_figures(notebook: Path, folder: Path) -> None:
+    """Write the picture of each cell tagged `save:NAME.png`, for a page of prose to show."""
+    folder.mkdir(exist_ok=True)
+    for cell in json.loads(notebook.read_text())["cells"]:
+        for tag in cell["metadata"].get("tags", []):
+            if tag.startswith("save:"):
+                (image,) = (o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {}))
+                (folder / tag.removeprefix("save:")).write_bytes(base64.b64decode(image))
+
+
 def stage(names: list[str]) -> None:
     """Fill _build/src."""
     shutil.rmtree(SRC, ignore_errors=True)
@@ -147,6 +158,7 @@ def stage(names: list[str]) -> None:
     (SRC / "notebooks").mkdir()
     for name in names:
         shutil.copy2(EXECUTED / f"{name}.ipynb", SRC / "notebooks")
+        save_figures(EXECUTED / f"{name}.ipynb", SRC / "book/_figures")
     config = yaml.safe_load(Path("_config.yml").read_text())
     config["execute"]["execute_notebooks"] = "off"
     if repository := github_repository():

@@ -46,10 +46,17 @@ def style() -> None:
     )
 
 
+def _figure(*grid, **options):
+    """plt.subplots, but outside of pyplot's list of open figures: a notebook shows it once, where it is returned."""
+    figure, axes = plt.subplots(*grid, **options)
+    plt.close(figure)
+    return figure, axes
+
+
 def class_counts(counts, splits: dict[str, list[int]], names=None) -> Figure:
     """Bars of images per class on a log scale, coloured by split."""
     counts = np.asarray(counts)
-    figure, axes = plt.subplots()
+    figure, axes = _figure()
     for split, classes in splits.items():
         bars = axes.bar(classes, counts[classes], color=SPLIT_COLORS[split], label=split.capitalize())
         if len(counts) <= 20:
@@ -64,9 +71,7 @@ def class_counts(counts, splits: dict[str, list[int]], names=None) -> Figure:
 def image_rows(rows: list[Tensor], labels: list[str], size: float = 0.42) -> Figure:
     """One row of images per entry: uint8 (n, C, H, W) each, with a label at its left."""
     columns = max(len(r) for r in rows)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(size * (columns + 3), size * len(rows) + 0.1), squeeze=False
-    )
+    figure, axes = _figure(len(rows), columns, figsize=(size * (columns + 3), size * len(rows) + 0.1), squeeze=False)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, label, line in zip(rows, labels, axes, strict=True):
         for i, cell in enumerate(line):
@@ -80,7 +85,7 @@ def image_rows(rows: list[Tensor], labels: list[str], size: float = 0.42) -> Fig
 
 def split_bars(groups: dict[str, dict[str, tuple[float, float]]], ylabel: str = "FID (lower is better)") -> Figure:
     """Grouped bars: groups[method][split] = (mean, standard deviation). A log axis where values differ tenfold."""
-    figure, axes = plt.subplots()
+    figure, axes = _figure()
     splits = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
     for i, (method, by_split) in enumerate(groups.items()):
@@ -101,7 +106,7 @@ def split_bars(groups: dict[str, dict[str, tuple[float, float]]], ylabel: str = 
 
 def class_weights(omega_con, omega_div) -> Figure:
     """The two weights of Eq. (5) over the classes."""
-    figure, axes = plt.subplots()
+    figure, axes = _figure()
     classes = range(len(omega_con))
     axes.plot(classes, omega_con, "o-", color=BLUE, label=r"consistency $\omega_{Con}$")
     axes.plot(classes, omega_div, "s-", color=VERMILION, label=r"diversity $\omega_{Div}$")
@@ -114,7 +119,7 @@ def class_weights(omega_con, omega_div) -> Figure:
 
 def allocation_curves(distance, losses: dict[str, Tensor], rest: tuple[float, float]) -> Figure:
     """Allocation losses of one class against D; `rest` marks the minimum."""
-    figure, axes = plt.subplots()
+    figure, axes = _figure()
     for (name, loss), color in zip(losses.items(), (VERMILION, BLUE), strict=True):
         axes.plot(distance, loss, color=color, label=name)
     axes.plot(*rest, "o", color=BLUE)
@@ -126,7 +131,7 @@ def allocation_curves(distance, losses: dict[str, Tensor], rest: tuple[float, fl
 
 def distance_curves(curves: list[dict], bound: float | None) -> Figure:
     """D by split during training, one line a run; curves as in a record's training.curve."""
-    figure, axes = plt.subplots()
+    figure, axes = _figure()
     for split, color in SPLIT_COLORS.items():
         for i, curve in enumerate(curves):
             values = np.array(curve[f"distance_{split}"], dtype=float)
@@ -140,7 +145,7 @@ def distance_curves(curves: list[dict], bound: float | None) -> Figure:
 
 def loss_curves(curves: dict[str, tuple[list, list]]) -> Figure:
     """curves[name] = (steps, losses)."""
-    figure, axes = plt.subplots()
+    figure, axes = _figure()
     for name, (steps, losses) in curves.items():
         axes.plot(steps, losses, ".-", label=name)
     axes.set(xlabel="training step", ylabel="base loss")
@@ -149,10 +154,9 @@ def loss_curves(curves: dict[str, tuple[list, list]]) -> Figure:
 
 
 def png(figure: Figure, dpi: int = 110) -> str:
-    """The figure as a data URI; the figure is closed."""
+    """The figure as a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", transparent=True)
-    plt.close(figure)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -74,7 +74,7 @@ def draw(model, y=labels):
 
 samples = {"real": None, "DDPM": draw(ddpm), "CALL, θᵍ": draw(theta_g), "CALL, θ": draw(theta)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Samples of DDPM, of CALL without its expert (θᵍ) and of CALL (θ), five per class from the same noise, below five real images per class. Upper block: the five largest classes; lower block: the five rarest, 9 being the rarest of all. Profile cpu, IR 50, training seed 0.", "name": "fig-quickstart"}, "image": {"alt": "Two blocks of four rows of small digit images. In the upper block, digits 0 to 4, all rows show clear digits. In the lower block, digits 5 to 9, the row of CALL without its expert has lost the digits, while CALL with its expert shows them.", "classes": "dark-light"}}
+# %% tags=["hide-input", "save:quickstart.png"] mystnb={"figure": {"caption": "Samples of DDPM, of CALL without its expert (θᵍ) and of CALL (θ), five per class from the same noise, below five real images per class. Upper block: the five largest classes; lower block: the five rarest, 9 being the rarest of all. Profile cpu, IR 50, training seed 0.", "name": "fig-quickstart"}, "image": {"alt": "Two blocks of four rows of small digit images. In the upper block, digits 0 to 4, all rows show clear digits. In the lower block, digits 5 to 9, the row of CALL without its expert has lost the digits, while CALL with its expert shows them.", "classes": "dark-light"}}
 samples["real"] = torch.cat([full.images[full.labels == c][20 : 20 + per_class] for c in range(full.num_classes)])
 half = len(labels) // 2
 viz.image_rows(
@@ -82,19 +82,6 @@ viz.image_rows(
     [f"{name}  {block}" for block in ("0–4", "5–9") for name in samples],
     size=0.3,
 )
-# %% [markdown]
-# Read the lower block. Without its expert, CALL's network *cannot* draw the rare digits: whatever it knows about them is
-# in $\theta^e$. With the expert it can. On the common digits of the upper block the expert changes next to nothing. That
-# is the division of labour that the method asks for, and {doc}`02_general_and_expert` measures it.
-#
-# ```{margin} In the paper
-# This is Table 4's comparison, made visible.
-# ```
-#
-# ## The expert dial
-#
-# Since $W = W^g + s\,BA$, the expert can also be turned up gradually, from $s = 0$ ($\theta^g$) to $s = 1$ ($\theta$).
-# `expert_scale` does so on a network that keeps its decomposition. Move the slider:
 
 # %%
 from callkit.capacity import expert_scale

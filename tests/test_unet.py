@@ -12,9 +12,7 @@ def test_the_papers_network_has_the_published_size(num_classes, parameters):
         assert sum(p.numel() for p in UNet(3, num_classes).parameters()) == parameters
 
 
-@pytest.mark.parametrize(
-    ("channel_mult", "parameters"), [((1, 2, 2), 25_843_715), ((1, 2, 3, 4), 81_321_859)]
-)
+@pytest.mark.parametrize(("channel_mult", "parameters"), [((1, 2, 2), 25_843_715), ((1, 2, 3, 4), 81_321_859)])
 def test_the_widths_of_figure_5(channel_mult, parameters):
     with torch.device("meta"):
         assert sum(p.numel() for p in UNet(3, 10, channel_mult=channel_mult).parameters()) == parameters
@@ -22,12 +20,14 @@ def test_the_widths_of_figure_5(channel_mult, parameters):
 
 def test_starts_near_zero():
     torch.manual_seed(0)
-    out = UNet(1, 4, channels=8, channel_mult=(1, 2))(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1]))
+    out = UNet(1, 4, channels=8, channel_mult=(1, 2))(
+        torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1])
+    )
     assert out.abs().max() < 1e-2
 
 
 def test_null_adds_exactly_nothing_and_may_differ_per_sample(unet, inputs):
-    x, t, y = inputs
+    _, t, y = inputs
     mixed = unet.embed(t, y)
     unet.label.weight.data.zero_()
     without = unet.embed(t, y)
