@@ -95,7 +95,7 @@ def split_bars(groups: dict[str, dict[str, tuple[float, float]]], ylabel: str = 
             at, mean, 0.9 * width, yerr=np.nan_to_num(std), label=method, capsize=2, ecolor=INK,
             color=METHOD_COLORS.get(method),
         )  # fmt: skip
-        axes.bar_label(bars, fmt="%.2g", fontsize=8, color=INK, padding=2)
+        axes.bar_label(bars, fmt="%.3g", fontsize=8, color=INK, padding=2)
     axes.set_xticks(range(len(splits)), [s.capitalize() for s in splits])
     values = np.array([m for by_split in groups.values() for m, _ in by_split.values()])
     axes.set(ylabel=ylabel, yscale="log" if values.max() > 10 * values.min() else "linear")
@@ -168,7 +168,7 @@ def frame_slider(frames: list[str], labels: list[str], alts: list[str], caption:
     and with one alternative text per frame for a screen reader."""
     name = f"frame-slider-{next(_ids)}"
     images = "".join(
-        f'<img src="{frame}" alt="{html.escape(alt)}"{"" if i == start else " hidden"}>'
+        f'<img class="dark-light" src="{frame}" alt="{html.escape(alt)}"{"" if i == start else " hidden"}>'
         for i, (frame, alt) in enumerate(zip(frames, alts, strict=True))
     )
     script = (

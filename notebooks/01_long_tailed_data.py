@@ -51,7 +51,10 @@ import numpy as np
 
 
 def counts_by_hand(n_max, num_classes, imbalance_ratio):
-    return [int(n_max * (1 / imbalance_ratio) ** (c / (num_classes - 1))) for c in range(num_classes)]
+    return [
+        int(n_max * (1 / imbalance_ratio) ** (c / (num_classes - 1)))
+        for c in range(num_classes)
+    ]
 
 
 counts_by_hand(5000, 10, 100)  # CIFAR-10 at IR 100
@@ -68,8 +71,12 @@ viz.style()
 real = data.load_long_tailed(dataset, imbalance_ratio)
 counts, splits = real.train.counts, data.splits(real.train.counts)
 
-assert list(counts) == counts_by_hand(real.full.counts.min(), real.full.num_classes, imbalance_ratio)
-print(f"{len(real.full):,} images in the balanced set, {len(real.train):,} kept, {len(real.unseen):,} left out")
+assert list(counts) == counts_by_hand(
+    real.full.counts.min(), real.full.num_classes, imbalance_ratio
+)
+print(
+    f"{len(real.full):,} images in the balanced set, {len(real.train):,} kept, {len(real.unseen):,} left out"
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training images per class after the exponential rule, on a log scale, where the rule is a straight line. Colours are the three splits.", "name": "fig-counts"}, "image": {"alt": "Bar chart with a logarithmic axis: training images fall from class to class along a straight line; the first three classes are marked Many, the next three Medium, the last four Few.", "classes": "dark-light"}}
 viz.class_counts(counts, splits, real.full.class_names)
@@ -80,7 +87,9 @@ viz.class_counts(counts, splits, real.full.class_names)
 # %%
 for name, classes in splits.items():
     kept = counts[classes].sum()
-    print(f"{name:>6}: classes {classes[0]}-{classes[-1]}, {kept:4d} images, {kept / counts.sum():.1%} of training")
+    print(
+        f"{name:>6}: classes {classes[0]}-{classes[-1]}, {kept:4d} images, {kept / counts.sum():.1%} of training"
+    )
 
 # %% [markdown]
 # Move the slider to see what an imbalance ratio does to the counts.
@@ -88,10 +97,14 @@ for name, classes in splits.items():
 # %% tags=["hide-input"]
 frames, labels, alts = [], [], []
 for ratio in (1, 2, 5, 10, 20, 50, 100):
-    n = data.long_tailed_counts(int(real.full.counts.min()), real.full.num_classes, ratio)
+    n = data.long_tailed_counts(
+        int(real.full.counts.min()), real.full.num_classes, ratio
+    )
     frames.append(viz.png(viz.class_counts(n, splits, real.full.class_names)))
     labels.append(f"IR {ratio}: {n.sum()} images")
-    alts.append(f"At imbalance ratio {ratio} the classes keep {', '.join(map(str, n[:10]))} images.")
+    alts.append(
+        f"At imbalance ratio {ratio} the classes keep {', '.join(map(str, n[:10]))} images."
+    )
 viz.frame_slider(frames, labels, alts, "imbalance ratio", start=5)
 
 # %% [markdown]

@@ -37,9 +37,9 @@ device = None  # None: a GPU if there is one
 # `make_config` looks the words up in the tables of `callkit/config.py` and checks every value before any work is done.
 # `train` is a generator: it yields a record of averages every few steps, and the loop around it belongs to you.
 
-# %%
+# %% tags=["remove-stderr"]
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from callkit import config, records, training, viz
 
@@ -51,7 +51,9 @@ run = run or records.run_folder(settings)
 with tqdm(total=settings.steps, unit="step") as bar:
     for record in training.train(settings, run, device, minutes):
         bar.n = record.step
-        bar.set_postfix(loss=f"{record.base_loss:.4f}", allocation=f"{record.allocation_loss:.4f}")
+        bar.set_postfix(
+            loss=f"{record.base_loss:.4f}", allocation=f"{record.allocation_loss:.4f}"
+        )
 
 # %% [markdown]
 # The checkpoint in the run folder holds the weights, their moving average and the optimiser's state. Run the cell again
@@ -76,7 +78,12 @@ print(
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record; each point averages 1/25 of the run).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 0.4 and lies on the longer, flattening curve of the finished run.", "classes": "dark-light"}}
 curves = {}
 finished = records.load_records(
-    dataset=dataset, imbalance_ratio=imbalance_ratio, method=method, profile=profile, seed=seed, weights="theta"
+    dataset=dataset,
+    imbalance_ratio=imbalance_ratio,
+    method=method,
+    profile=profile,
+    seed=seed,
+    weights="theta",
 )
 if finished:
     curve = finished[0]["training"]["curve"]
@@ -94,7 +101,10 @@ from callkit.evaluation import evaluate_run
 
 if log[-1].step == settings.steps:
     checkpoint = f"{run}/{training.CHECKPOINT}"
-    paths = [evaluate_run(checkpoint, weights, device=device) for weights in training.available_weights(checkpoint)]
+    paths = [
+        evaluate_run(checkpoint, weights, device=device)
+        for weights in training.available_weights(checkpoint)
+    ]
     print(records.table([records.read_record(path) for path in paths]))
 else:
     print(f"stopped at step {log[-1].step}: a half-trained model is not evaluated")
