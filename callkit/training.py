@@ -178,7 +178,7 @@ def read_log(path: str | Path) -> list[StepRecord]:
 
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text().splitlines()
+    lines = [line for line in Path(path).read_text().splitlines(keepends=True) if line.endswith("\n")]  # no torn one
     return [StepRecord(**{k: from_json(v) for k, v in json.loads(line).items()}) for line in lines]
 
 
@@ -322,7 +322,8 @@ def train(
 
             done = step + 1
             out_of_time = minutes is not None and time.perf_counter() - began > 60 * minutes
-            leaving = bool(stop) or out_of_time or done == config.steps
+            interrupted = bool(stop)  # once: a signal during the yield below is the next step's
+            leaving = interrupted or out_of_time or done == config.steps
             if done % config.log_every == 0 or done % config.checkpoint_every == 0 or leaving:
                 for term, value, limit in (
                     ("base loss", base_loss, EXPLODED),
@@ -361,7 +362,7 @@ def train(
                 save(done)
             if record:
                 yield record
-            if stop:
+            if interrupted:
                 raise KeyboardInterrupt(f"stopped at step {done}; run again to go on from there")
             if out_of_time:
                 return

@@ -1,0 +1,55 @@
+"""The two stages from a terminal, and every notebook through papermill, at the smoke profile."""
+
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+from callkit.__main__ import main
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--method", "call", "--profile", "smoke", "--seed", "0"]
+
+
+def test_train_sample_evaluate_table(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    main(["train", *WORDS, "--run", run, "--device", "cpu", "--minutes", "0"])
+    main(["train", *WORDS, "--run", run, "--device", "cpu"])
+    main(["sample", run, "--per-class", "2", "--device", "cpu", "--out", str(tmp_path / "samples.png")])
+    main(["evaluate", run, "--device", "cpu"])
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    written = sorted((tmp_path / "run").glob("*.json"))
+    assert [json.loads(p.read_text())["run"]["weights"] for p in written] == ["theta", "theta_g"]
+    capsys.readouterr()
+    main(["table", run])
+    assert capsys.readouterr().out.count("| digits | 50 | smoke | call |") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--dataset", "mnist"], "error: unknown dataset 'mnist'"),
+        (["train", "--set", "steps"], "error: --set takes NAME=VALUE, got 'steps'"),
+        (["train", "--set", "rank=2"], "error: rank must be in"),
+        (["evaluate", "nowhere"], "error: no checkpoint at nowhere"),
+        (["table", "nowhere"], "error: no records in nowhere"),
+    ],
+)
+def test_errors_are_one_line_before_any_work(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_executes(notebook, tmp_path):
+    parameters = {"profile": "smoke", "run": str(tmp_path / "run"), "device": "cpu"} if "03" in notebook.stem else {}
+    assert parameters.keys() <= papermill.inspect_notebook(notebook).keys()
+    out = papermill.execute_notebook(
+        notebook, tmp_path / notebook.name, parameters, cwd=tmp_path, kernel_name="python3", progress_bar=False
+    )
+    shown = [o for cell in out.cells for o in cell.get("outputs", [])]
+    assert any("image/png" in o.get("data", {}) or "text/html" in o.get("data", {}) for o in shown)
+    assert not list(notebook.parent.glob("*.safetensors"))

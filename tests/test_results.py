@@ -1,0 +1,91 @@
+"""What is committed in results/: complete, consistent with the code, and reproducible from its checkpoint."""
+
+import csv
+import json
+
+import pytest
+
+from callkit import data, metrics, records
+from callkit.config import PROFILES, TrainConfig, make_config
+from callkit.evaluation import evaluate_run
+from callkit.training import load_model
+
+RECORDS = records.load_records()
+
+
+def name(record):
+    return record["file"]
+
+
+def test_three_seeds_of_each():
+    for method, weights in (("ddpm", "theta"), ("call", "theta"), ("call", "theta_g")):
+        found = records.load_records(
+            dataset="digits", imbalance_ratio=50, profile="cpu", method=method, weights=weights
+        )
+        assert {r["run"]["seed"] for r in found} >= {0, 1, 2}
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=name)
+def test_record_is_complete_and_says_where_it_comes_from(record):
+    run = record["run"]
+    assert record["schema_version"] == records.SCHEMA_VERSION
+    assert run["profile"] != "smoke", "a smoke run is never a result"
+    config = TrainConfig.from_dict(record["config"])
+    words = (config.dataset, config.imbalance_ratio, config.method, config.profile, config.seed)
+    assert words == tuple(run[k] for k in ("dataset", "imbalance_ratio", "method", "profile", "seed"))
+    assert run["steps"] == config.steps == PROFILES[run["profile"]]["steps"], "an unfinished run is no result"
+    assert config == make_config(*words), "a record must be what its words name today"
+    assert run["class_counts"] == data.load_long_tailed(run["dataset"], run["imbalance_ratio"]).train.counts.tolist()
+    evaluation = record["evaluation"]
+    assert evaluation["extractor_sha256"] == metrics.extractor_hash(evaluation["extractor"])
+    for provenance in (record["provenance"], record["training"]["provenance"]):
+        assert len(provenance["git_commit"]) == 40 and provenance["git_dirty"] is False
+    for split in ("overall", "many", "medium", "few"):
+        assert record["metrics"][split]["fid"] > 0 and 0 <= record["metrics"][split]["recall"] <= 1
+    assert record["training"]["curve"]["step"][-1] == run["steps"]
+
+
+def test_a_record_can_be_recomputed_from_its_checkpoint(tmp_path):
+    committed = records.read_record(records.results_folder() / "digits-ir50-ddpm-cpu-seed0-theta.json")
+    checkpoint = records.results_folder() / "digits-ir50-ddpm-cpu-seed0.safetensors"
+    again = records.read_record(evaluate_run(checkpoint, "theta", tmp_path))
+    for split in ("overall", "many", "medium", "few"):
+        for metric, value in committed["metrics"][split].items():
+            assert again["metrics"][split][metric] == pytest.approx(value, rel=0.02, abs=2e-3), (split, metric)
+
+
+def test_released_checkpoints_are_small_and_load():
+    paths = sorted(records.results_folder().glob("*.safetensors"))
+    assert sum(p.stat().st_size for p in paths) < 5e6
+    for path in paths:
+        _, config = load_model(path)
+        assert f"-{config.method}-" in path.name and f"seed{config.seed}" in path.name
+
+
+def test_table_4_shape_of_the_papers_numbers():
+    """Read against the paper's text: the differences that it states in Section 5.2 follow from the cells."""
+    rows = list(csv.DictReader((records.results_folder() / "paper" / "table4.csv").open()))
+    fid = {(r["method"], r["weights"], r["split"]): float(r["fid_mean"]) for r in rows}
+    assert len(fid) == 12
+    overall = fid["DDPM", "theta", "overall"] - fid["CALL", "theta", "overall"]
+    assert overall == pytest.approx(2.644, abs=1e-9)  # "gains of ... 2.644" on CIFAR-100, IR 100
+
+
+def test_mean_and_standard_deviation():
+    runs = [{"m": {"fid": v}} for v in (1.0, 2.0, 4.0)]
+    mean, std = records.mean_std(runs, "m", "fid")
+    assert mean == pytest.approx(7 / 3) and std == pytest.approx((7 / 3) ** 0.5)
+
+
+def test_table_keeps_extractors_apart():
+    other = json.loads(json.dumps(RECORDS[0]))
+    other["evaluation"]["extractor"] = "inception"
+    assert len(records.table([RECORDS[0], other]).splitlines()) == 4
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    records.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        records.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]

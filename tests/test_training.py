@@ -1,0 +1,215 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from callkit import training
+from callkit.capacity import expert_weights
+from callkit.config import make_config
+from callkit.training import (
+    CHECKPOINT,
+    LOG,
+    TrainingError,
+    batch_index,
+    load_checkpoint,
+    load_model,
+    read_log,
+    save_released,
+    step_seed,
+    train,
+)
+
+
+def smoke(**options):
+    return make_config(profile="smoke", **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished CALL run of 20 steps."""
+    run = tmp_path_factory.mktemp("run")
+    assert [r.step for r in train(smoke(), run)] == [5, 10, 15, 20]
+    return run
+
+
+def test_a_run_in_pieces_equals_a_run_in_one(finished, tmp_path):
+    list(train(smoke(), tmp_path, minutes=0))  # one step
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 1
+    for record in train(smoke(), tmp_path):  # abandoned: goes back to the checkpoint at step 10
+        if record.step == 15:
+            break
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 10
+    list(train(smoke(), tmp_path))
+    whole, pieces = (load_checkpoint(run / CHECKPOINT)[0] for run in (finished, tmp_path))
+    assert whole.keys() == pieces.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, pieces[name]), name
+    without_time = [[r.__dict__ | {"seconds": 0} for r in read_log(run / LOG)] for run in (finished, tmp_path)]
+    assert json.dumps(without_time[0]) == json.dumps(without_time[1])
+
+
+def test_a_finished_run_is_left_alone(finished):
+    before = (finished / CHECKPOINT).read_bytes()
+    assert list(train(smoke(), finished)) == []
+    assert (finished / CHECKPOINT).read_bytes() == before
+
+
+def test_the_seed_decides(finished, tmp_path):
+    list(train(smoke(seed=1), tmp_path))
+    assert read_log(tmp_path / LOG)[-1].loss != read_log(finished / LOG)[-1].loss
+
+
+def test_methods_with_one_seed_share_images_timesteps_noise_and_dropout(tmp_path):
+    first = {}
+    for method in ("ddpm", "call"):
+        run = tmp_path / method
+        first[method] = next(iter(train(smoke(method=method, log_every=1, steps=1), run)))
+    # at the first step B = 0, so theta is the plain network
+    assert first["ddpm"].base_loss_by_class == pytest.approx(first["call"].base_loss_by_class, nan_ok=True)
+    assert first["call"].allocation_loss == 0
+
+
+def test_batches_run_through_shuffled_epochs():
+    n, size = 10, 4
+    chain = torch.cat([batch_index(n, size, seed=3, step=s) for s in range(5)])
+    assert sorted(chain[:10].tolist()) == sorted(chain[10:].tolist()) == list(range(10))
+    assert chain[:10].tolist() != chain[10:].tolist()
+    assert not torch.equal(batch_index(n, size, seed=4, step=0), chain[:4])
+
+
+def test_step_seeds_do_not_collide():
+    seeds = {step_seed(seed, stream, step) for seed in range(3) for stream in range(4) for step in range(500)}
+    assert len(seeds) == 3 * 4 * 500
+
+
+def test_ema_follows_its_ramp(tmp_path):
+    """One step from the initial weights: ema = decay * initial + (1 - decay) * weights, decay = 1 / 10."""
+    config = smoke(steps=1)
+    with training._global_seed(step_seed(config.seed, 1), torch.device("cpu")):
+        initial = dict(training.build_model(config, 1, 10).named_parameters())
+    list(train(config, tmp_path))
+    tensors, _ = load_checkpoint(tmp_path / CHECKPOINT)
+    for name, start in initial.items():
+        expected = 0.1 * start + 0.9 * tensors[f"model.{name}"]
+        torch.testing.assert_close(tensors[f"ema.{name}"], expected.detach())
+
+
+def test_other_settings_need_another_folder(finished):
+    with pytest.raises(ValueError, match=r"other settings \(lr: 0.0002 there, 0.001 now\)"):
+        next(train(smoke(lr=1e-3), finished))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
+def test_a_damaged_checkpoint_is_refused_before_any_work(finished, tmp_path, damage):
+    (tmp_path / CHECKPOINT).write_bytes(damage((finished / CHECKPOINT).read_bytes()))
+    with pytest.raises(ValueError, match="damaged or was not written by callkit"):
+        next(train(smoke(), tmp_path))
+    with pytest.raises(ValueError, match="damaged or was not written by callkit"):
+        load_model(tmp_path / CHECKPOINT)
+
+
+def test_an_unwritable_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()  # root may write anywhere, but not below a file
+    with pytest.raises(OSError, match="cannot write to"):
+        next(train(smoke(), tmp_path / "file" / "run"))
+
+
+def test_unknown_base(tmp_path):
+    with pytest.raises(ValueError, match="unknown base 'gan'; known: ddpm"):
+        next(train(smoke(base="gan"), tmp_path))
+
+
+def test_the_printed_loss_stops_with_the_term_that_exploded(tmp_path):
+    config = smoke(allocation="paper", diversity=100, lr=3e-3, warmup=1, steps=200, checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"allocation loss is -.*no floor with bound=None") as stopped:
+        list(train(config, tmp_path))
+    kept = load_checkpoint(tmp_path / CHECKPOINT)
+    assert kept[1]["step"] < int(str(stopped.value).split()[1].rstrip(":"))
+    assert all(v.isfinite().all() for k, v in kept[0].items() if k.startswith(("model", "ema")))
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.data, "to_float", lambda images: images.float() * float("nan"))
+    with pytest.raises(TrainingError, match="base loss is nan"):
+        list(train(smoke(), tmp_path))
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_a_checkpoint_first(tmp_path, number):
+    handler = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 6"):
+        for _ in train(smoke(), tmp_path):
+            os.kill(os.getpid(), number)
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 6
+    assert signal.getsignal(number) is handler
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    list(train(smoke(steps=1), tmp_path))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_torn_last_line_of_the_log_is_done_again(finished, tmp_path):
+    list(train(smoke(), tmp_path, minutes=0))
+    (tmp_path / LOG).write_text('{"step": 5, "lo')
+    list(train(smoke(), tmp_path))
+    assert [r.step for r in read_log(tmp_path / LOG)] == [5, 10, 15, 20]
+
+
+def test_load_model_merges(finished):
+    theta, config = load_model(finished / CHECKPOINT)
+    theta_g, _ = load_model(finished / CHECKPOINT, "theta_g")
+    reserved, _ = load_model(finished / CHECKPOINT, "reserved")
+    assert config == smoke() and not theta.training
+    x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([5, 500]), torch.tensor([0, 9])
+    full, general = reserved.forward_both(x, t, y)
+    torch.testing.assert_close(theta(x, t, y), full, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theta_g(x, t, y), general, atol=1e-5, rtol=1e-5)
+    assert expert_weights(reserved) and not expert_weights(theta) and not expert_weights(theta_g)
+
+
+def test_load_model_refuses(finished, tmp_path):
+    with pytest.raises(ValueError, match="unknown weights 'best'"):
+        load_model(finished / CHECKPOINT, "best")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_model(tmp_path / CHECKPOINT)
+    list(train(smoke(method="ddpm", steps=1), tmp_path))
+    with pytest.raises(ValueError, match="without CALL"):
+        load_model(tmp_path / CHECKPOINT, "theta_g")
+
+
+def test_a_released_checkpoint_is_the_model_without_the_optimiser(finished, tmp_path):
+    save_released(finished / CHECKPOINT, tmp_path / "small.safetensors")
+    a, b = (load_model(p)[0].state_dict() for p in (finished / CHECKPOINT, tmp_path / "small.safetensors"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (tmp_path / "small.safetensors").stat().st_size < (finished / CHECKPOINT).stat().st_size / 3
+
+
+def test_records_describe_their_interval(finished):
+    record = read_log(finished / LOG)[-1]
+    assert record.loss == pytest.approx(record.base_loss + record.allocation_loss)
+    drawn = np.isfinite(record.base_loss_by_class)
+    assert drawn[0] and (drawn == np.isfinite(record.distance_by_class)).all()
+    assert all(json.loads(line)["step"] for line in (finished / LOG).read_text().splitlines())
+
+
+def test_the_log_is_strict_json(finished):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for line in (finished / LOG).read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
+def test_importing_callkit_does_not_need_torch_fidelity():
+    code = "import sys; sys.modules['torch_fidelity'] = None; import callkit.training, callkit.sampling"
+    subprocess.run([sys.executable, "-c", code], check=True)
