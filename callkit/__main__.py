@@ -59,11 +59,9 @@ def train(a) -> None:
     run = a.run or records.run_folder(c)
     words = f"{c.method} on {c.dataset}, IR {c.imbalance_ratio:g}, profile {c.profile}, seed {c.seed}"
     print(f"{words}: {c.steps:,} steps -> {run}")
-    with tqdm(total=c.steps, unit="step") as bar:
+    with tqdm(total=c.steps, initial=training.steps_done(run), unit="step") as bar:
         for record in training.train(c, run, a.device, a.minutes, a.data_root):
-            if bar.n == 0 and record.step > c.log_every:
-                bar.initial = record.step - c.log_every  # resumed: the rate counts this part only
-            bar.n = record.step
+            bar.update(record.step - bar.n)
             bar.set_postfix(loss=f"{record.base_loss:.4f}", allocation=f"{record.allocation_loss:.4f}")
     print(f"checkpoint: {run / training.CHECKPOINT}")
 

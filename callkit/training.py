@@ -29,6 +29,7 @@ from callkit.diffusion import NoiseSchedule
 from callkit.objectives import OBJECTIVES, Batch
 from callkit.unet import UNet
 
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"  # what a run folder holds
 EXPLODED = 10.0  # predicting no noise at all costs 1.0
 
 
@@ -122,6 +123,12 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} is damaged or was not written by callkit: {error}") from error
 
 
+def steps_done(run: str | Path) -> int:
+    """How far the run in this folder has come; 0 if it has no checkpoint yet."""
+    checkpoint = Path(run) / CHECKPOINT
+    return load_checkpoint(checkpoint)[1]["step"] if checkpoint.exists() else 0
+
+
 def available_weights(path: str | Path) -> list[str]:
     """What `load_model` can make of a checkpoint and evaluation should: theta, and with CALL theta_g."""
     return ["theta", "theta_g"] if load_checkpoint(path)[1]["config"]["call"] else ["theta"]
@@ -155,10 +162,6 @@ def save_released(checkpoint: str | Path, path: str | Path) -> None:
     """The part of a checkpoint that a reader needs: EMA weights and metadata, no optimiser."""
     tensors, metadata = load_checkpoint(checkpoint)
     save_checkpoint(Path(path), {k: v for k, v in tensors.items() if k.startswith("ema.")}, metadata)
-
-
-CHECKPOINT = "checkpoint.safetensors"
-LOG = "log.jsonl"
 
 
 def _to_json(value):

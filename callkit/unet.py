@@ -161,6 +161,8 @@ class UNet(nn.Module):
 
     def encode(self, x_t: Tensor, t: Tensor, y: Tensor) -> State:
         """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,)."""
+        if x_t.ndim != 4 or x_t.shape[1] != self.in_channels:
+            raise ValueError(f"images must be (B, {self.in_channels}, H, W), got {tuple(x_t.shape)}")
         if x_t.shape[-1] % self.downscaling or x_t.shape[-2] % self.downscaling:
             raise ValueError(f"height and width must be multiples of {self.downscaling}, got {tuple(x_t.shape[-2:])}")
         emb = self.embed(t, y)

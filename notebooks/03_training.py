@@ -48,9 +48,9 @@ device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 settings = config.make_config(dataset, imbalance_ratio, method, profile, seed)
 run = run or records.run_folder(settings)
 
-with tqdm(total=settings.steps, unit="step") as bar:
+with tqdm(total=settings.steps, initial=training.steps_done(run), unit="step") as bar:
     for record in training.train(settings, run, device, minutes):
-        bar.n = record.step
+        bar.update(record.step - bar.n)
         bar.set_postfix(
             loss=f"{record.base_loss:.4f}", allocation=f"{record.allocation_loss:.4f}"
         )

@@ -50,6 +50,9 @@ def test_depends_on_image_time_and_class(unet, inputs):
 
 
 def test_wrong_image_size(unet):
+    for shape in ((1, 3, 8, 8), (1, 8, 8)):
+        with pytest.raises(ValueError, match=r"images must be \(B, 1, H, W\)"):
+            unet(torch.zeros(shape), torch.tensor([0]), torch.tensor([0]))
     with pytest.raises(ValueError, match="multiples of 2"):
         unet(torch.zeros(1, 1, 7, 8), torch.tensor([0]), torch.tensor([0]))
 
