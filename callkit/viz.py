@@ -148,7 +148,7 @@ def loss_curves(curves: dict[str, tuple[list, list]]) -> Figure:
     figure, axes = _figure()
     for name, (steps, losses) in curves.items():
         axes.plot(steps, losses, ".-", label=name)
-    axes.set(xlabel="training step", ylabel="base loss")
+    axes.set(xlabel="training step", ylabel="base loss", yscale="log")
     axes.legend()
     return figure
 

@@ -26,6 +26,8 @@ profile = "cpu"
 results = None  # folder of records; None: those that come with the repository
 
 # %%
+import json
+
 import pandas as pd
 import torch
 from torch import nn
@@ -180,9 +182,19 @@ head_and_tail = torch.tensor([0, len(counts) - 1])
 loss(eps, eps_general, head_and_tail)
 
 # %% [markdown]
-# A training step costs one and a half forward passes, not two: the expert sits in the up path, so
-# `UNet.forward_both` encodes once and decodes twice, with the same dropout masks.
-#
+# A training step does not cost twice as much: the expert sits in the up path, so `UNet.forward_both` encodes once and
+# decodes twice, with the same dropout masks. And sampling costs nothing extra once the expert is merged. Measured on the
+# digits network by `benchmarks/speed.py`:
+
+# %%
+speed = json.loads((records.REPOSITORY / "benchmarks" / "speed.json").read_text())[
+    "ratios"
+]
+print(f"training step, CALL / DDPM:        {speed['step, CALL']:.2f}")
+print(f"network call, merged / plain:      {speed['sample, merged']:.2f}")
+print(f"network call, not merged / plain:  {speed['sample, unmerged']:.2f}")
+
+# %% [markdown]
 # ## What the expert holds
 #
 # Now the question that the paper's Table 4 asks: draw images with $\theta^g$ alone and with $\theta$, and compare each
