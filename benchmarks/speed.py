@@ -51,7 +51,9 @@ def variants(batch_size: int) -> dict:
         optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
 
         def run():
-            out = ddpm(model.train(), Batch(x, y, y), schedule, generator.manual_seed(0), both=call)
+            out = ddpm(
+                model.train(), Batch(x, y, y, torch.full((10,), 0.1)), schedule, generator.manual_seed(0), both=call
+            )
             loss = out.loss.mean()
             if call:
                 loss = loss + allocation(out.eps, out.eps_general, y).loss.mean()

@@ -3,7 +3,7 @@
 Later tables override earlier ones; keyword arguments override all. Nothing is hidden elsewhere.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from callkit.allocation import PRESETS
 
@@ -17,7 +17,14 @@ NETWORKS: dict[str, dict] = {
 
 METHODS: dict[str, dict] = {
     "ddpm": dict(base="ddpm", call=False),
+    "focal": dict(base="focal", call=False),
+    "cbdm": dict(base="cbdm", call=False),
+    "oc": dict(base="oc", call=False),
+    "rs": dict(base="ddpm", call=False, resample=1.0),
+    "rs-sqrt": dict(base="ddpm", call=False, resample=0.5),
     "call": dict(base="ddpm", call=True),
+    "cbdm-call": dict(base="cbdm", call=True),
+    "oc-call": dict(base="oc", call=True),  # the paper's choice of base
 }
 
 # smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: about an hour on one GPU.
@@ -77,6 +84,9 @@ class TrainConfig:
     dropout: float = 0.1
     label_drop: float = 0.1  # share of samples trained with the Null condition, for guidance
     grad_clip: float = 1.0
+    # the data's and the base loss's own words
+    resample: float = 0.0  # class shares in a batch: N_c^(1 - resample), so 0 natural, 0.5 square root, 1 balanced
+    base_options: dict = field(default_factory=dict)  # keyword arguments of the objective
 
     def to_dict(self) -> dict:
         """JSON-ready: tuples become lists."""
@@ -132,6 +142,7 @@ def make_config(
         "dropout": (0 <= config.dropout < 1, "in [0, 1)"),
         "label_drop": (0 <= config.label_drop <= 1, "in [0, 1]"),
         "grad_clip": (config.grad_clip > 0, "positive"),
+        "resample": (0 <= config.resample <= 1, "in [0, 1]"),
     }
     for name, (fine, allowed) in checks.items():
         if not fine:

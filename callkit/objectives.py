@@ -1,6 +1,7 @@
 """Base losses L_base behind one signature: objective(model, batch, schedule, generator, both) -> ObjectiveOutput.
 
-`both` asks for theta^g's prediction too, which the allocation loss compares with theta's.
+`both` asks for theta^g's prediction too, which the allocation loss compares with theta's. Options of one loss are
+keyword arguments of its function, `base_options` in a config.
 """
 
 from typing import NamedTuple
@@ -12,11 +13,12 @@ from callkit.diffusion import NoiseSchedule
 
 
 class Batch(NamedTuple):
-    """x0 float32 (B, C, H, W) in [-1, 1]; y int64 (B,) true classes; condition int64 (B,) y, or Null where dropped."""
+    """What a step trains on."""
 
-    x0: Tensor
-    y: Tensor
-    condition: Tensor
+    x0: Tensor  # float32 (B, C, H, W) in [-1, 1]
+    y: Tensor  # int64 (B,) true classes
+    condition: Tensor  # int64 (B,) y, or Null where dropped
+    frequency: Tensor  # float32 (num_classes,) share of each class in the training set
 
 
 class ObjectiveOutput(NamedTuple):
@@ -25,18 +27,132 @@ class ObjectiveOutput(NamedTuple):
     eps_general: Tensor | None  # theta^g's, if asked for
 
 
+class Noised(NamedTuple):
+    t: Tensor  # (B,)
+    eps: Tensor  # (B, C, H, W)
+    x_t: Tensor  # (B, C, H, W)
+
+
+def add_noise(batch: Batch, schedule: NoiseSchedule, generator: torch.Generator) -> Noised:
+    """t uniform over 0..T-1, eps standard normal, and x_t: the draws that all base losses share."""
+    t = torch.randint(schedule.timesteps, batch.y.shape, generator=generator, device=batch.y.device)
+    eps = torch.randn(batch.x0.shape, generator=generator, device=batch.x0.device)
+    return Noised(t, eps, schedule.q_sample(batch.x0, t, eps))
+
+
+def predict(model: nn.Module, noised: Noised, condition: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
+    """(eps of theta, eps of theta^g or None)."""
+    if both:
+        return model.forward_both(noised.x_t, noised.t, condition)
+    return model(noised.x_t, noised.t, condition), None
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference per sample, (B,)."""
+    return (a - b).pow(2).flatten(1).mean(1)
+
+
 def ddpm(
     model: nn.Module, batch: Batch, schedule: NoiseSchedule, generator: torch.Generator, both: bool = False
 ) -> ObjectiveOutput:
     """Noise prediction with w_t = 1, Eq. (2): mean over pixels of (eps_theta(x_t, t, y) - eps)^2."""
-    t = torch.randint(schedule.timesteps, batch.y.shape, generator=generator, device=batch.y.device)
-    eps = torch.randn(batch.x0.shape, generator=generator, device=batch.x0.device)
-    x_t = schedule.q_sample(batch.x0, t, eps)
-    if both:
-        prediction, general = model.forward_both(x_t, t, batch.condition)
-    else:
-        prediction, general = model(x_t, t, batch.condition), None
-    return ObjectiveOutput((prediction - eps).pow(2).flatten(1).mean(1), prediction, general)
+    noised = add_noise(batch, schedule, generator)
+    eps, general = predict(model, noised, batch.condition, both)
+    return ObjectiveOutput(mse(eps, noised.eps), eps, general)
 
 
-OBJECTIVES = {"ddpm": ddpm}
+def focal(
+    model: nn.Module,
+    batch: Batch,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    both: bool = False,
+    gamma: float = 1.0,
+) -> ObjectiveOutput:
+    """DDPM's loss with hard samples weighted up, after Lin et al. (2017).
+
+    The paper gives no formula for a regression loss; ours weights sample i by l_i^gamma / mean_j l_j^gamma, constant
+    in the gradient. The weights average to 1, so the learning rate keeps its meaning.
+    """
+    out = ddpm(model, batch, schedule, generator, both)
+    weight = out.loss.detach().pow(gamma)
+    return out._replace(loss=out.loss * weight / weight.mean())
+
+
+def cbdm(
+    model: nn.Module,
+    batch: Batch,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    both: bool = False,
+    tau: float = 1.0,
+    gamma: float = 0.25,
+    prior: str = "train",
+) -> ObjectiveOutput:
+    """Class-Balancing Diffusion Models (Qin et al., 2023): predictions for y and a random class y' at one x_t agree.
+
+    loss = |h - eps|^2 + tau (t / T) (|h - sg(h')|^2 + gamma |sg(h) - h'|^2), means over pixels, with h' the
+    prediction for y' and sg the stop-gradient. tau is that of the published code, 1000 times the CBDM paper's.
+    prior: y' from the training frequencies ("train", their default) or "uniform". Where the condition was dropped
+    there is no class to balance, and no extra term.
+    """
+    if prior not in ("train", "uniform"):
+        raise ValueError(f"unknown prior {prior!r}; known: train, uniform")
+    noised = add_noise(batch, schedule, generator)
+    weights = batch.frequency if prior == "train" else torch.ones_like(batch.frequency)
+    other = torch.multinomial(weights, len(batch.y), replacement=True, generator=generator)
+    eps, general = predict(model, noised, batch.condition, both)
+    eps_other = model(noised.x_t, noised.t, other)
+    strength = tau * noised.t / schedule.timesteps * (batch.condition == batch.y)
+    regulariser = mse(eps, eps_other.detach()) + gamma * mse(eps.detach(), eps_other)
+    return ObjectiveOutput(mse(eps, noised.eps) + strength * regulariser, eps, general)
+
+
+OC_MODES = ("t2h", "h2t", "full")
+
+
+@torch.no_grad()
+def transferred_index(
+    batch: Batch, noised: Noised, schedule: NoiseSchedule, generator: torch.Generator, mode: str = "t2h"
+) -> Tensor:
+    """For each sample i the index z_i of the batch image that its target denoises towards, (B,) int64.
+
+    z_i is drawn from the posterior over the batch's images given x_t,i: softmax_j of
+    -|x_t,i / sqrt(alpha_bar) - x_0,j|^2 / (2 sigma_i^2), sigma^2 = 1 / alpha_bar - 1. It is accepted from tail to head
+    ("t2h": its class is at least as frequent), head to tail ("h2t") or always ("full"); else z_i = i.
+    """
+    if mode not in OC_MODES:
+        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(OC_MODES)}")
+    alpha_bar = schedule.alpha_bar[noised.t][:, None]  # float64: at small t the logits are of order 1e7
+    clean = batch.x0.flatten(1).double()
+    noisy = noised.x_t.flatten(1).double() / alpha_bar.sqrt()
+    # |noisy_i|^2 is the same for all j and drops out of the softmax
+    logits = (noisy @ clean.T - clean.pow(2).sum(1) / 2) / (1 / alpha_bar - 1)
+    z = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    p, p_z = batch.frequency[batch.y], batch.frequency[batch.y[z]]
+    accepted = {"t2h": p_z >= p, "h2t": p_z <= p, "full": torch.ones_like(p, dtype=torch.bool)}[mode]
+    return torch.where(accepted, z, torch.arange(len(z), device=z.device))
+
+
+def oc(
+    model: nn.Module,
+    batch: Batch,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    both: bool = False,
+    mode: str = "t2h",
+) -> ObjectiveOutput:
+    """Oriented Calibration (Zhang et al., 2024): at large noise, denoise towards another image of the batch.
+
+    The target is the noise that would have led from x_0,z to x_t, eps + (x_0 - x_0,z) / sigma_t; x_t, t and the
+    condition stay those of the sample. The batch is the reference set, so its size is a hyper-parameter.
+    """
+    noised = add_noise(batch, schedule, generator)
+    z = transferred_index(batch, noised, schedule, generator, mode)
+    signal, noise = schedule.signal_and_noise(noised.t)
+    target = noised.eps + (batch.x0 - batch.x0[z]) * signal / noise
+    eps, general = predict(model, noised, batch.condition, both)
+    return ObjectiveOutput(mse(eps, target), eps, general)
+
+
+OBJECTIVES = {"ddpm": ddpm, "focal": focal, "cbdm": cbdm, "oc": oc}

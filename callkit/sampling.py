@@ -67,6 +67,39 @@ def ddim(
         yield SamplerStep(t, x, x0)
 
 
+@torch.no_grad()
+def ddpm(
+    model: nn.Module,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator,
+    variance: str = "large",
+    guidance_scale: float = 1.0,
+    clip_x0: bool = True,
+) -> Iterator[SamplerStep]:
+    """Ancestral sampling over all T steps, Algorithm 1 of the paper (Ho et al., 2020), one SamplerStep each.
+
+    variance  sigma_t^2: "large" is beta_t, "small" the posterior's beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t).
+    The mean is formed from the implied image *after* clipping, so that clipping acts. Other arguments as in `ddim`.
+    """
+    if variance not in ("large", "small"):
+        raise ValueError(f"unknown variance {variance!r}; known: large, small")
+    alpha_bar, betas = schedule.alpha_bar.tolist(), schedule.betas.tolist()
+    for t in reversed(range(schedule.timesteps)):
+        t_batch = torch.full_like(y, t)
+        x0 = schedule.eps_to_x0(x, t_batch, guided_eps(model, x, t_batch, y, guidance_scale))
+        if clip_x0:
+            x0 = x0.clamp(-1, 1)
+        before, beta = alpha_bar[t - 1] if t > 0 else 1.0, betas[t]
+        share = beta / (1 - alpha_bar[t])
+        x = before**0.5 * share * x0 + (1 - beta) ** 0.5 * (1 - before) / (1 - alpha_bar[t]) * x
+        if t > 0:
+            sigma = (beta if variance == "large" else share * (1 - before)) ** 0.5
+            x = x + sigma * torch.randn(x.shape, generator=generator, device=x.device)
+        yield SamplerStep(t, x, x0)
+
+
 def balanced_labels(num_classes: int, per_class: int) -> Tensor:
     """int64 (num_classes * per_class,): exactly `per_class` of each class, sorted."""
     return torch.arange(num_classes).repeat_interleave(per_class)

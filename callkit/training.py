@@ -81,6 +81,15 @@ def batch_index(n: int, batch_size: int, seed: int, step: int) -> Tensor:
     return torch.stack([_permutation(n, seed, p // n)[p % n] for p in position])
 
 
+def resampled_index(labels: Tensor, power: float, batch_size: int, seed: int, step: int) -> Tensor:
+    """Positions drawn with replacement, class c with probability proportional to N_c^(1 - power) (RS)."""
+    n = labels.bincount().double()
+    weights = n.pow(-power)[labels]
+    return torch.multinomial(
+        weights, batch_size, replacement=True, generator=torch.Generator().manual_seed(step_seed(seed, 0, step))
+    )
+
+
 @contextmanager
 def _global_seed(seed: int, device: torch.device):
     """Dropout draws from PyTorch's global generator: seed it for the block and put it back."""
@@ -230,6 +239,7 @@ def train(
     with _global_seed(step_seed(config.seed, 1), torch.device("cpu")):
         model = build_model(config, images.shape[1], num_classes).to(device).train()
     schedule = NoiseSchedule().to(device)
+    frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
     allocation = AllocationLoss(train_set.counts, config.lam, config.consistency, config.diversity, config.bound).to(
         device
     )
@@ -292,16 +302,20 @@ def train(
     with _stop_signal() as stop, (run / LOG).open("a") as log:
         for step in range(start, config.steps):
             generator.manual_seed(step_seed(config.seed, 2, step))
-            index = batch_index(len(images), config.batch_size, config.seed, step).to(device)
+            if config.resample:
+                index = resampled_index(train_set.labels, config.resample, config.batch_size, config.seed, step)
+            else:
+                index = batch_index(len(images), config.batch_size, config.seed, step)
+            index = index.to(device)
             x0, y = data.to_float(images[index]), labels[index]
             if config.flip:
                 mirrored = torch.rand(y.shape, generator=generator, device=device) < 0.5
                 x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
             dropped = torch.rand(y.shape, generator=generator, device=device) < config.label_drop
-            batch = Batch(x0, y, y.masked_fill(dropped, num_classes))
+            batch = Batch(x0, y, y.masked_fill(dropped, num_classes), frequency)
 
             with _global_seed(step_seed(config.seed, 3, step), device):
-                out = objective(model, batch, schedule, generator, both=config.call)
+                out = objective(model, batch, schedule, generator, both=config.call, **config.base_options)
             base_loss = out.loss.mean()
             if config.call:
                 allocated = allocation(out.eps, out.eps_general, y)

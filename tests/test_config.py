@@ -9,7 +9,7 @@ from callkit.config import PROFILES, TrainConfig, make_config
     ("arguments", "message"),
     [
         (dict(dataset="mnist"), "unknown dataset 'mnist'; known: digits, cifar10, cifar100"),
-        (dict(method="gan"), "unknown method 'gan'; known: ddpm, call"),
+        (dict(method="gan"), "unknown method 'gan'; known: ddpm, focal"),
         (dict(profile="huge"), "unknown profile 'huge'; known: smoke, cpu, gpu, paper"),
         (dict(allocation="loose"), "unknown allocation 'loose'; known: paper, released, bounded"),
         (dict(imbalance_ratio=0.5), "imbalance_ratio must be at least 1, got 0.5"),

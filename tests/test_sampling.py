@@ -1,9 +1,9 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from callkit.diffusion import NoiseSchedule
-from callkit.sampling import balanced_labels, ddim, ddim_timesteps, guided_eps, sample
+from callkit.sampling import balanced_labels, ddim, ddim_timesteps, ddpm, guided_eps, sample
 
 
 def last(steps):
@@ -28,6 +28,28 @@ def test_ddim_equals_diffusers(unet, steps, clip):
     ours = last(ddim(unet, NoiseSchedule(), noise, y, steps, clip_x0=clip)).x
     scale = max(1.0, x.abs().max().item())  # unclipped samples of a random network are large
     torch.testing.assert_close(ours / scale, x / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variance", ["large", "small"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddpm_equals_diffusers(unet, variance, clip):
+    settings = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=clip)
+    scheduler = DDPMScheduler(num_train_timesteps=50, variance_type=f"fixed_{variance}", **settings)
+    torch.manual_seed(0)
+    noise, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 3, 4])
+    x, generator = noise, torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet(x, t.repeat(4), y), t, x, generator=generator).prev_sample
+    generator.manual_seed(1)
+    ours = last(ddpm(unet, NoiseSchedule(50), noise, y, generator, variance, clip_x0=clip)).x
+    scale = max(1.0, x.abs().max().item())
+    torch.testing.assert_close(ours / scale, x / scale, rtol=0, atol=2e-5)
+
+
+def test_ddpm_refuses_an_unknown_variance(unet):
+    with pytest.raises(ValueError, match="unknown variance 'learned'; known: large, small"):
+        next(ddpm(unet, NoiseSchedule(), torch.randn(1, 1, 8, 8), torch.tensor([0]), torch.Generator(), "learned"))
 
 
 def test_timesteps():

@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from callkit import training
 from callkit.capacity import expert_weights
-from callkit.config import make_config
+from callkit.config import METHODS, make_config
 from callkit.training import (
     CHECKPOINT,
     LOG,
@@ -19,6 +20,7 @@ from callkit.training import (
     load_checkpoint,
     load_model,
     read_log,
+    resampled_index,
     save_released,
     step_seed,
     train,
@@ -82,6 +84,23 @@ def test_batches_run_through_shuffled_epochs():
     assert not torch.equal(batch_index(n, size, seed=4, step=0), chain[:4])
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_resampled_classes_have_their_shares(power):
+    counts = np.array([174, 112, 72, 47, 30, 19, 12, 8, 5, 3])
+    labels = torch.arange(10).repeat_interleave(torch.tensor(counts))
+    drawn = torch.cat([labels[resampled_index(labels, power, 64, seed=0, step=s)] for s in range(200)])
+    shares = counts ** (1 - power) / (counts ** (1 - power)).sum()
+    assert scipy.stats.chisquare(drawn.bincount().numpy(), shares * len(drawn)).pvalue > 1e-3
+    again = resampled_index(labels, power, 64, seed=0, step=7)
+    assert torch.equal(again, resampled_index(labels, power, 64, seed=0, step=7))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method, tmp_path):
+    *_, last = train(smoke(method=method), tmp_path)
+    assert last.step == 20 and np.isfinite(last.loss) and last.base_loss < 1.5
+
+
 def test_step_seeds_do_not_collide():
     seeds = {step_seed(seed, stream, step) for seed in range(3) for stream in range(4) for step in range(500)}
     assert len(seeds) == 3 * 4 * 500
@@ -120,7 +139,7 @@ def test_an_unwritable_folder_is_refused(tmp_path):
 
 
 def test_unknown_base(tmp_path):
-    with pytest.raises(ValueError, match="unknown base 'gan'; known: ddpm"):
+    with pytest.raises(ValueError, match="unknown base 'gan'; known: ddpm, focal"):
         next(train(smoke(base="gan"), tmp_path))
 
 
