@@ -129,7 +129,7 @@ def sample(a) -> None:
 def _add_table(commands) -> None:
     p = commands.add_parser("table", help="tables from records, mean ± standard deviation over seeds")
     p.add_argument("results", type=Path, nargs="?", help="folder of records (default: the repository's results/)")
-    p.add_argument("--metric", default="fid", help="fid, kid, recall, precision or is")
+    p.add_argument("--metric", default="fid", choices=("fid", "kid", "recall", "precision", "is"))
     p.set_defaults(command=table)
 
 

@@ -92,6 +92,16 @@ class TrainConfig:
         """JSON-ready: tuples become lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def words(self) -> dict:
+        """The five that name the run."""
+        names = ("dataset", "imbalance_ratio", "method", "profile", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def overrides(self) -> dict:
+        """Settings that differ from what the words alone stand for, JSON-ready."""
+        plain = make_config(**self.words()).to_dict()
+        return {k: v for k, v in self.to_dict().items() if v != plain[k]}
+
     @classmethod
     def from_dict(cls, values: dict) -> "TrainConfig":
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

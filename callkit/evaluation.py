@@ -69,11 +69,8 @@ def evaluate_run(
     record = {
         "schema_version": records.SCHEMA_VERSION,
         "run": {
-            "dataset": run.dataset,
-            "imbalance_ratio": run.imbalance_ratio,
-            "method": run.method,
-            "profile": run.profile,
-            "seed": run.seed,
+            **run.words(),
+            "overrides": run.overrides(),
             "weights": weights,
             "steps": metadata["step"],
             "images_seen": metadata["step"] * run.batch_size,
@@ -106,7 +103,8 @@ def evaluate_run(
         },
         "provenance": records.provenance(torch.device(device)),
     }
-    name = f"{run.dataset}-ir{run.imbalance_ratio:g}-{run.method}-{run.profile}-seed{run.seed}-{weights}.json"
-    path = results / name
+    words = [run.dataset, f"ir{run.imbalance_ratio:g}", run.method, run.profile, f"seed{run.seed}"]
+    words += [f"{k}={v}" for k, v in run.overrides().items()]
+    path = results / ("-".join([*words, weights]) + ".json")
     records.write_json(path, record)
     return path

@@ -83,13 +83,16 @@ def provenance(device: torch.device) -> dict:
 
 def read_record(path: str | Path) -> dict:
     """One record, with its file name under "file"."""
-    return json.loads(Path(path).read_text()) | {"file": Path(path).name}
+    record = json.loads(Path(path).read_text()) | {"file": Path(path).name}
+    if "run" in record:
+        record["run"].setdefault("overrides", {})  # the first records had none
+    return record
 
 
 def load_records(folder: str | Path | None = None, **where) -> list[dict]:
     """All records in `folder` and below (default: the repository's results/) whose run words equal `where`.
 
-    load_records(dataset="digits", imbalance_ratio=50, method="call", weights="theta")
+    load_records(dataset="digits", imbalance_ratio=50, method="call", weights="theta", overrides={})
     """
     found = [read_record(p) for p in sorted(Path(folder or results_folder()).rglob("*.json"))]
     return [r for r in found if "schema_version" in r and all(r["run"].get(k) == v for k, v in where.items())]
@@ -106,11 +109,15 @@ def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
 
 
 def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "few", "overall")) -> str:
-    """Markdown: one row per method and weights, mean ± standard deviation over seeds, one column per split."""
+    """Markdown: mean ± standard deviation over seeds, one column per split.
+
+    One row per method (with the settings that it overrides), weights and extractor.
+    """
     rows: dict[tuple, list[dict]] = {}
     for r in records:
         run = r["run"]
-        key = (run["dataset"], run["imbalance_ratio"], run["profile"], run["method"], run["weights"])
+        method = ", ".join([run["method"], *(f"{k}={v}" for k, v in run["overrides"].items())])
+        key = (run["dataset"], run["imbalance_ratio"], run["profile"], method, run["weights"])
         rows.setdefault((*key, r["evaluation"]["extractor"]), []).append(r)
     lines = [
         "| data | IR | profile | method | weights | extractor | seeds | " + " | ".join(splits) + " |",

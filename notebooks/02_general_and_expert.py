@@ -215,6 +215,7 @@ found = {
         profile=profile,
         method=method,
         weights=weights,
+        overrides={},
     )
     for name, (method, weights) in rows.items()
 }

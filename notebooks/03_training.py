@@ -84,6 +84,7 @@ finished = records.load_records(
     profile=profile,
     seed=seed,
     weights="theta",
+    overrides={},
 )
 if finished:
     curve = finished[0]["training"]["curve"]

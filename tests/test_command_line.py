@@ -14,16 +14,19 @@ WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--method", "call", "
 
 def test_train_sample_evaluate_table(tmp_path, capsys):
     run = str(tmp_path / "run")
-    main(["train", *WORDS, "--run", run, "--device", "cpu", "--minutes", "0"])
-    main(["train", *WORDS, "--run", run, "--device", "cpu"])
+    train = ["train", *WORDS, "--set", "lam=0.5", "--run", run, "--device", "cpu"]
+    main([*train, "--minutes", "0"])
+    main(train)
     main(["sample", run, "--per-class", "2", "--device", "cpu", "--out", str(tmp_path / "samples.png")])
     main(["evaluate", run, "--device", "cpu"])
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     written = sorted((tmp_path / "run").glob("*.json"))
     assert [json.loads(p.read_text())["run"]["weights"] for p in written] == ["theta", "theta_g"]
+    assert all(json.loads(p.read_text())["run"]["overrides"] == {"lam": 0.5} for p in written)
+    assert "lam=0.5" in written[0].name
     capsys.readouterr()
     main(["table", run])
-    assert capsys.readouterr().out.count("| digits | 50 | smoke | call |") == 2
+    assert capsys.readouterr().out.count("| digits | 50 | smoke | call, lam=0.5 |") == 2
 
 
 @pytest.mark.parametrize(

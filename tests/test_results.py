@@ -20,7 +20,7 @@ def name(record):
 def test_three_seeds_of_each():
     for method, weights in (("ddpm", "theta"), ("call", "theta"), ("call", "theta_g")):
         found = records.load_records(
-            dataset="digits", imbalance_ratio=50, profile="cpu", method=method, weights=weights
+            dataset="digits", imbalance_ratio=50, profile="cpu", method=method, weights=weights, overrides={}
         )
         assert {r["run"]["seed"] for r in found} >= {0, 1, 2}
 
@@ -31,10 +31,9 @@ def test_record_is_complete_and_says_where_it_comes_from(record):
     assert record["schema_version"] == records.SCHEMA_VERSION
     assert run["profile"] != "smoke", "a smoke run is never a result"
     config = TrainConfig.from_dict(record["config"])
-    words = (config.dataset, config.imbalance_ratio, config.method, config.profile, config.seed)
-    assert words == tuple(run[k] for k in ("dataset", "imbalance_ratio", "method", "profile", "seed"))
+    assert config.words().items() <= run.items() and config.overrides() == run["overrides"]
     assert run["steps"] == config.steps == PROFILES[run["profile"]]["steps"], "an unfinished run is no result"
-    assert config == make_config(*words), "a record must be what its words name today"
+    assert config == make_config(**config.words(), **run["overrides"]), "a record must be what its words name today"
     assert run["class_counts"] == data.load_long_tailed(run["dataset"], run["imbalance_ratio"]).train.counts.tolist()
     evaluation = record["evaluation"]
     assert evaluation["extractor_sha256"] == metrics.extractor_hash(evaluation["extractor"])
@@ -77,10 +76,13 @@ def test_mean_and_standard_deviation():
     assert mean == pytest.approx(7 / 3) and std == pytest.approx((7 / 3) ** 0.5)
 
 
-def test_table_keeps_extractors_apart():
+def test_table_keeps_extractors_and_overridden_settings_apart():
     other = json.loads(json.dumps(RECORDS[0]))
     other["evaluation"]["extractor"] = "inception"
-    assert len(records.table([RECORDS[0], other]).splitlines()) == 4
+    overridden = json.loads(json.dumps(RECORDS[0]))
+    overridden["run"]["overrides"] = {"rank": 0.2}
+    lines = records.table([RECORDS[0], other, overridden]).splitlines()
+    assert len(lines) == 5 and ", rank=0.2 |" in lines[-1]
 
 
 def test_writing_is_atomic(tmp_path, monkeypatch):
