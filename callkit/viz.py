@@ -143,6 +143,29 @@ def distance_curves(curves: list[dict], bound: float | None) -> Figure:
     return figure
 
 
+def class_changes(rows: dict[str, dict[str, tuple]], ylabel: str, splits: dict[str, list[int]]) -> Figure:
+    """A grid of bars with 95 % intervals: rows[row][column] = (change by class, half-width by class)."""
+    columns = list(next(iter(rows.values())))
+    figure, grid = _figure(
+        len(rows), len(columns), figsize=(7.2, 2.1 * len(rows) + 0.4), sharex=True, sharey="col", squeeze=False
+    )
+    for line, (row, cells) in zip(grid, rows.items(), strict=True):
+        for axes, column in zip(line, columns, strict=True):
+            change, half_width = cells[column]
+            for split, classes in splits.items():
+                axes.bar(
+                    classes, change[classes], yerr=half_width[classes], color=SPLIT_COLORS[split], ecolor=INK,
+                    capsize=1.5, error_kw={"linewidth": 0.8}, label=split.capitalize(),
+                )  # fmt: skip
+            axes.axhline(0, color=INK, linewidth=0.6)
+            axes.set_title(f"{column}, {row}", fontsize=9)
+        line[0].set_ylabel(ylabel)
+    for axes in grid[-1]:
+        axes.set_xlabel("class, largest first")
+    grid[0][0].legend(fontsize=7, loc="upper left")
+    return figure
+
+
 def loss_curves(curves: dict[str, tuple[list, list]]) -> Figure:
     """curves[name] = (steps, losses)."""
     figure, axes = _figure()

@@ -173,3 +173,4 @@ print(f"{digits.steps * digits.batch_size / n:.0f} times each")
 # ```
 #
 # **Take-away.** Five words name a run, one folder holds it, one record tells what came of it.
+# **Next.** {doc}`04_who_gets_the_capacity` puts the paper's motivation to the test.

@@ -8,6 +8,11 @@ import pytest
 
 from callkit.__main__ import main
 
+# What the tests change in a notebook's parameters, to be quick.
+PARAMETERS = {
+    "03_training": lambda folder: {"profile": "smoke", "run": str(folder / "run"), "device": "cpu"},
+    "04_who_gets_the_capacity": lambda folder: {"draws": 1},
+}
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--method", "call", "--profile", "smoke", "--seed", "0"]
 
@@ -48,7 +53,7 @@ def test_errors_are_one_line_before_any_work(arguments, message, tmp_path, monke
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_papermill_executes(notebook, tmp_path):
-    parameters = {"profile": "smoke", "run": str(tmp_path / "run"), "device": "cpu"} if "03" in notebook.stem else {}
+    parameters = PARAMETERS.get(notebook.stem, lambda folder: {})(tmp_path)
     assert parameters.keys() <= papermill.inspect_notebook(notebook).keys()
     out = papermill.execute_notebook(
         notebook, tmp_path / notebook.name, parameters, cwd=tmp_path, kernel_name="python3", progress_bar=False

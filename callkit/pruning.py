@@ -1,0 +1,109 @@
+"""Fig. 1a: prune a trained network and see which classes it hurts.
+
+The answer depends on what is pruned (single weights or whole filters), on which images it is measured and on whether
+the change is read as a difference or a ratio. So each is a choice here, and a figure says which it made.
+"""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from callkit import data
+from callkit.capacity import expert_weights
+from callkit.diffusion import NoiseSchedule
+from callkit.objectives import mse
+
+HOW = ("global", "layer", "filter")
+
+
+def prunable(module: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """The layers whose weights may be pruned: every convolution and linear map; no norm, bias or class embedding."""
+    return [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+@torch.no_grad()
+def prune(module: nn.Module, rate: float = 0.1, how: str = "global") -> nn.Module:
+    """A copy of `module` with the share `rate` of its weights set to zero.
+
+    "global"  the weights of smallest magnitude in the whole network (Han et al., 2015)
+    "layer"   those of smallest magnitude in each layer
+    "filter"  in each layer whole output filters, with their bias, of smallest L1 norm (Li et al., 2017)
+
+    ValueError if the rate is outside [0, 1), `how` unknown, or the module has an expert that is not merged.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate}")
+    if how not in HOW:
+        raise ValueError(f"unknown how {how!r}; known: {', '.join(HOW)}")
+    if expert_weights(module):
+        raise ValueError("merge the expert before pruning")
+    pruned = copy.deepcopy(module)
+    layers = prunable(pruned)
+    if how == "global":
+        zero_smallest([m.weight for m in layers], rate)
+    for m in layers:
+        if how == "layer":
+            zero_smallest([m.weight], rate)
+        elif how == "filter":
+            norms = m.weight.flatten(1).abs().sum(1)
+            gone = norms.argsort(stable=True)[: int(rate * len(norms))]
+            m.weight[gone] = 0
+            m.bias[gone] = 0
+    return pruned
+
+
+def zero_smallest(weights: list[Tensor], rate: float) -> None:
+    """Set the int(rate * n) entries of smallest magnitude, over all n together, to zero in place."""
+    magnitudes = torch.cat([w.abs().flatten() for w in weights])
+    gone = torch.zeros_like(magnitudes, dtype=torch.bool)
+    gone[magnitudes.argsort(stable=True)[: int(rate * len(magnitudes))]] = True
+    for w, mask in zip(weights, gone.split([w.numel() for w in weights]), strict=True):
+        w.masked_fill_(mask.view_as(w), 0)
+
+
+@torch.no_grad()
+def losses(model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, draws: int = 16, seed: int = 0) -> Tensor:
+    """Noise-prediction loss of each image, (N,), averaged over `draws` pairs (t, eps).
+
+    The timesteps are spread evenly: draw k falls into the k-th of `draws` equal parts of 0..T-1. All models see the
+    same pairs for a seed (common random numbers), so that their difference is the models' alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model.eval()
+    x0 = data.to_float(images.images)
+    total = torch.zeros(len(images))
+    for k in range(draws):
+        part = (k + torch.rand(len(images), generator=generator)) / draws
+        t = (part * schedule.timesteps).long().clamp(max=schedule.timesteps - 1)
+        eps = torch.randn(x0.shape, generator=generator)
+        for i in torch.arange(len(images)).split(500):
+            prediction = model(schedule.q_sample(x0[i], t[i], eps[i]), t[i], images.labels[i])
+            total[i] += mse(prediction, eps[i])
+    return total / draws
+
+
+class Sensitivity(NamedTuple):
+    """By class, (C,) each; the half-widths are 95 % confidence intervals over images."""
+
+    before: np.ndarray  # loss of the whole network
+    change: np.ndarray  # loss of the pruned network minus `before`
+    change_ci: np.ndarray
+    relative: np.ndarray  # change / before
+    relative_ci: np.ndarray
+
+
+def sensitivity(before: Tensor, after: Tensor, labels: Tensor, num_classes: int) -> Sensitivity:
+    """Compare per-image losses of a network and its pruned copy, class by class.
+
+    The interval of the change is 1.96 standard errors of the paired differences; that of the ratio takes `before` as
+    known. NaN half-widths for a class with one image.
+    """
+    rows = []
+    for c in range(num_classes):
+        b, d = before[labels == c].double(), (after - before)[labels == c].double()
+        ci = 1.96 * d.std() / len(d) ** 0.5
+        rows.append([b.mean(), d.mean(), ci, d.mean() / b.mean(), ci / b.mean()])
+    return Sensitivity(*np.array(rows, dtype=float).T)
