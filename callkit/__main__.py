@@ -148,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     for add in (_add_train, _add_evaluate, _add_sample, _add_table):
         add(commands)
     a = parser.parse_args(argv)
+    if getattr(a, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
+        sys.exit(f"error: --device {a.device}, but PyTorch finds no CUDA device here")
     if getattr(a, "threads", None):
         torch.set_num_threads(a.threads)
     try:

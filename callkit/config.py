@@ -137,6 +137,12 @@ def make_config(
         | overrides
     )
     config = TrainConfig(dataset, imbalance_ratio, method, profile, seed, **settings)
+    for f in fields(TrainConfig):
+        value = getattr(config, f.name)
+        if f.type is int and not isinstance(value, int):
+            raise ValueError(f"{f.name} must be an integer, got {value!r}")
+        if f.type is float and not isinstance(value, int | float):
+            raise ValueError(f"{f.name} must be a number, got {value!r}")
     checks = {
         "imbalance_ratio": (config.imbalance_ratio >= 1, "at least 1"),
         "seed": (config.seed >= 0, "at least 0"),

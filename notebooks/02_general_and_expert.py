@@ -338,8 +338,8 @@ viz.distance_curves(
 # :class: warning
 # * At $B = 0$ the two predictions are equal, and $\nabla D = 0$: the allocation loss starts on a saddle. It takes a
 #   while to leave it, and until then the run looks like plain DDPM.
-# * Two decodings with *different* dropout masks differ even for $B = 0$. That difference is noise to the allocation loss,
-#   a hundred times larger than the signal it starts from.
+# * Two decodings with *different* dropout masks differ even for $B = 0$. That difference is noise to the
+#   allocation loss, far larger than the signal it starts from.
 # ```
 #
 # ## Exercises
