@@ -109,7 +109,7 @@ def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
 
 
 def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "few", "overall")) -> str:
-    """Markdown: mean ± standard deviation over seeds, one column per split.
+    """Markdown: mean ± standard deviation over seeds (the value alone for one seed), one column per split.
 
     One row per method (with the settings that it overrides), weights and extractor.
     """
@@ -124,7 +124,10 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
         "|" + "---|" * (7 + len(splits)),
     ]
     for (dataset, ir, profile, method, weights, extractor), group in rows.items():
-        cells = ["{:.3f} ± {:.3f}".format(*mean_std(group, "metrics", split, metric)) for split in splits]
+        cells = []
+        for split in splits:
+            mean, std = mean_std(group, "metrics", split, metric)
+            cells.append(f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}")
         head = [dataset, f"{ir:g}", profile, method, weights, extractor, str(len(group))]
         lines.append("| " + " | ".join(head + cells) + " |")
     return "\n".join(lines)
