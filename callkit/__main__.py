@@ -84,9 +84,8 @@ def evaluate(a) -> None:
     from callkit.evaluation import evaluate_run
 
     checkpoint = _checkpoint(a.run)
-    results = a.results or checkpoint.parent
     weights = a.weights or training.available_weights(checkpoint)
-    paths = [evaluate_run(checkpoint, w, results, a.device, a.data_root, progress=True) for w in weights]
+    paths = [evaluate_run(checkpoint, w, a.results, a.device, a.data_root, progress=True) for w in weights]
     print(records.table([records.read_record(p) for p in paths]))
     print("records:", *paths, sep="\n  ")
 
@@ -110,7 +109,7 @@ def sample(a) -> None:
 
     checkpoint = _checkpoint(a.run)
     model, c = training.load_model(checkpoint, a.weights, a.device)
-    size = training.load_checkpoint(checkpoint)[1]["image_size"]
+    size = training.load_checkpoint(checkpoint, tensors=False)[1]["image_size"]
     options = config.SAMPLING[c.profile]
     images = sampling.sample(
         model,

@@ -46,7 +46,7 @@ def evaluate_run(
     model, run = training.load_model(checkpoint, weights, device)
     extractor = metrics.extractor_for(run.dataset)
     records.check_writable(results)
-    metadata = training.load_checkpoint(checkpoint)[1]
+    metadata = training.load_checkpoint(checkpoint, tensors=False)[1]
     real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root)
 
     options = config.SAMPLING[run.profile]
@@ -66,11 +66,12 @@ def evaluate_run(
     sampling_seconds = time.perf_counter() - began
     scores = metrics.evaluate(images, labels, real, extractor)
 
+    overrides = run.overrides()
     record = {
         "schema_version": records.SCHEMA_VERSION,
         "run": {
             **run.words(),
-            "overrides": run.overrides(),
+            "overrides": overrides,
             "weights": weights,
             "steps": metadata["step"],
             "images_seen": metadata["step"] * run.batch_size,
@@ -104,7 +105,7 @@ def evaluate_run(
         "provenance": records.provenance(torch.device(device)),
     }
     words = [run.dataset, f"ir{run.imbalance_ratio:g}", run.method, run.profile, f"seed{run.seed}"]
-    words += [f"{k}={v}" for k, v in run.overrides().items()]
+    words += [f"{k}={v}" for k, v in overrides.items()]
     path = results / ("-".join([*words, weights]) + ".json")
     records.write_json(path, record)
     return path

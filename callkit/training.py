@@ -121,13 +121,17 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict) -> N
     os.replace(temporary, path)
 
 
-def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, metadata) of a file that `save_checkpoint` wrote. ValueError if it is damaged or not ours."""
+def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
+    """(tensors, metadata) of a file that `save_checkpoint` wrote. ValueError if it is damaged or not ours.
+
+    With tensors=False only the header is read, and the first dictionary is empty.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["callkit"])
+            names = f.keys() if tensors else ()
+            return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["callkit"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or was not written by callkit: {error}") from error
 
@@ -135,12 +139,12 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 def steps_done(run: str | Path) -> int:
     """How far the run in this folder has come; 0 if it has no checkpoint yet."""
     checkpoint = Path(run) / CHECKPOINT
-    return load_checkpoint(checkpoint)[1]["step"] if checkpoint.exists() else 0
+    return load_checkpoint(checkpoint, tensors=False)[1]["step"] if checkpoint.exists() else 0
 
 
 def available_weights(path: str | Path) -> list[str]:
     """What `load_model` can make of a checkpoint and evaluation should: theta, and with CALL theta_g."""
-    return ["theta", "theta_g"] if load_checkpoint(path)[1]["config"]["call"] else ["theta"]
+    return ["theta", "theta_g"] if load_checkpoint(path, tensors=False)[1]["config"]["call"] else ["theta"]
 
 
 def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") -> tuple[UNet, TrainConfig]:
