@@ -70,6 +70,7 @@ def _add_evaluate(commands) -> None:
     p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--weights", nargs="+", help="theta, theta_g or both (default: both with CALL, else theta)")
+    p.add_argument("--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is none")
     p.add_argument("--results", type=Path, help="folder for the records (default: the run folder)")
     p.add_argument("--data-root", type=Path, default=Path("data"))
     _add_device(p)
@@ -81,11 +82,17 @@ def _checkpoint(run: Path) -> Path:
 
 
 def evaluate(a) -> None:
-    from callkit.evaluation import evaluate_run
+    from callkit.evaluation import evaluate_run, record_divergence
 
-    checkpoint = _checkpoint(a.run)
-    weights = a.weights or training.available_weights(checkpoint)
-    paths = [evaluate_run(checkpoint, w, a.results, a.device, a.data_root, progress=True) for w in weights]
+    if (a.run / training.DIVERGED).exists():
+        paths = [record_divergence(a.run, a.results)]
+    else:
+        checkpoint = _checkpoint(a.run)
+        weights = a.weights or training.available_weights(checkpoint)
+        paths = [
+            evaluate_run(checkpoint, w, a.results, a.device, a.data_root, a.guidance_scale, progress=True)
+            for w in weights
+        ]
     print(records.table([records.read_record(p) for p in paths]))
     print("records:", *paths, sep="\n  ")
 
@@ -133,7 +140,7 @@ def _add_table(commands) -> None:
 
 
 def table(a) -> None:
-    found = records.load_records(a.results)
+    found = records.load_records(a.results) + records.load_records(a.results, diverged=True)
     if not found:
         raise ValueError(f"no records in {a.results or records.results_folder()}")
     print(records.table(found, a.metric))

@@ -19,9 +19,12 @@ def class_weights(counts) -> tuple[Tensor, Tensor]:
     return (n / n.mean()).float(), (1 / n / (1 / n).mean()).float()
 
 
-def saturate(distance: Tensor, bound: float | None) -> Tensor:
+def saturate(distance: Tensor, bound: float | Tensor | None) -> Tensor:
     """phi(D) = b (1 - exp(-D / b)): slope 1 at zero, never above b. The identity, as printed, for b = None."""
     return distance if bound is None else -bound * torch.expm1(-distance / bound)
+
+
+BOUND_FORMS = ("exponential", "cap", "relative")  # of phi; Chapter 05 compares them
 
 
 class AllocationOutput(NamedTuple):
@@ -36,7 +39,11 @@ class AllocationLoss:
         lambda (consistency omega_Con D - diversity omega_Div phi(D))
 
     With phi(D) = D, the printed loss, any class with omega_Con < omega_Div gains without limit by pushing
-    D up, and training diverges (Chapter 02). A bounded phi has the same gradient near D = 0 and a floor.
+    D up, and training diverges (Chapter 05). A bounded phi has the same gradient near D = 0 and a floor:
+
+    bound_form     "exponential" is `saturate`; "cap" is min(D, b); "relative" is `saturate` with b times the
+                   sample's base loss in place of b
+    stop_gradient  compare theta^g with a constant theta, so that the loss moves theta^g alone
     """
 
     def __init__(
@@ -46,21 +53,40 @@ class AllocationLoss:
         consistency: float = 1.0,
         diversity: float = 1.0,
         bound: float | None = 0.1,
+        bound_form: str = "exponential",
+        stop_gradient: bool = False,
     ):
         if bound is not None and not bound > 0:
             raise ValueError(f"bound must be positive, or None for the printed loss; got {bound}")
+        if bound_form not in BOUND_FORMS:
+            raise ValueError(f"unknown bound_form {bound_form!r}; known: {', '.join(BOUND_FORMS)}")
         self.omega_con, self.omega_div = class_weights(counts)
-        self.lam, self.consistency, self.diversity, self.bound = lam, consistency, diversity, bound
+        self.lam, self.consistency, self.diversity = lam, consistency, diversity
+        self.bound, self.bound_form, self.stop_gradient = bound, bound_form, stop_gradient
 
     def to(self, device) -> "AllocationLoss":
         self.omega_con, self.omega_div = self.omega_con.to(device), self.omega_div.to(device)
         return self
 
-    def __call__(self, eps: Tensor, eps_general: Tensor, y: Tensor) -> AllocationOutput:
-        """eps, eps_general (B, C, H, W) of theta and theta^g; y (B,) the true classes. Gradients reach both."""
+    def phi(self, distance: Tensor, base_loss: Tensor | None = None) -> Tensor:
+        """What the diversity term gains from each distance, (B,); `base_loss` (B,) is for the relative bound."""
+        if self.bound is None:
+            return distance
+        if self.bound_form == "cap":
+            return distance.clamp(max=self.bound)
+        if self.bound_form == "relative":
+            return saturate(distance, self.bound * base_loss.detach())
+        return saturate(distance, self.bound)
+
+    def __call__(
+        self, eps: Tensor, eps_general: Tensor, y: Tensor, base_loss: Tensor | None = None
+    ) -> AllocationOutput:
+        """eps, eps_general (B, C, H, W) of theta and theta^g; y (B,) the true classes; base_loss (B,) theta's."""
+        if self.stop_gradient:
+            eps = eps.detach()
         distance = (eps - eps_general).pow(2).flatten(1).mean(1)
         con = self.consistency * self.omega_con[y] * distance
-        div = self.diversity * self.omega_div[y] * saturate(distance, self.bound)
+        div = self.diversity * self.omega_div[y] * self.phi(distance, base_loss)
         return AllocationOutput(self.lam * (con - div), distance)
 
 

@@ -5,7 +5,7 @@ Later tables override earlier ones; keyword arguments override all. Nothing is h
 
 from dataclasses import asdict, dataclass, field, fields
 
-from callkit.allocation import PRESETS
+from callkit.allocation import BOUND_FORMS, PRESETS
 
 # The network and what goes with the images.
 _CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
@@ -79,6 +79,8 @@ class TrainConfig:
     consistency: float = PRESETS["bounded"]["consistency"]
     diversity: float = PRESETS["bounded"]["diversity"]
     bound: float | None = PRESETS["bounded"]["bound"]
+    bound_form: str = "exponential"
+    stop_gradient: bool = False
     # optimisation, Section 5.1
     lr: float = 2e-4
     dropout: float = 0.1
@@ -153,6 +155,7 @@ def make_config(
         "channels": (config.channels >= 4 and config.channels % 4 == 0, "a multiple of 4"),
         "rank": (0 < config.rank <= 1, "in (0, 1], a share of min(d, k)"),
         "bound": (config.bound is None or config.bound > 0, "positive, or None for the printed loss"),
+        "bound_form": (config.bound_form in BOUND_FORMS, f"one of {', '.join(BOUND_FORMS)}"),
         "lr": (config.lr > 0, "positive"),
         "ema_decay": (0 <= config.ema_decay < 1, "in [0, 1)"),
         "dropout": (0 <= config.dropout < 1, "in [0, 1)"),

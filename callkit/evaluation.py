@@ -1,5 +1,6 @@
 """From a checkpoint to a record: sample a balanced set, compare it with the real images, write what was found."""
 
+import json
 import time
 from pathlib import Path
 
@@ -27,19 +28,57 @@ def training_curve(log: list[training.StepRecord], counts, points: int = 25) -> 
     return curve
 
 
+def _about_the_run(run: config.TrainConfig, steps: int, counts: list[int], **words) -> dict:
+    words = {**run.words(), "overrides": run.overrides(), **words}
+    return {**words, "steps": steps, "images_seen": steps * run.batch_size, "class_counts": counts}
+
+
+def _write(results: Path, run: config.TrainConfig, *last_words: str, record: dict) -> Path:
+    words = [run.dataset, f"ir{run.imbalance_ratio:g}", run.method, run.profile, f"seed{run.seed}"]
+    words += [f"{k}={v}" for k, v in run.overrides().items()]
+    path = results / ("-".join([*words, *last_words]) + ".json")
+    records.write_json(path, record)
+    return path
+
+
+def record_divergence(run: str | Path, results: str | Path | None = None) -> Path:
+    """The record of a run that `train` stopped because a loss exploded: when, which, and its curve until then.
+
+    It has "diverged" where the record of a finished run has sampling, evaluation and metrics.
+    """
+    run, results = Path(run), Path(results or run)
+    found = json.loads((run / training.DIVERGED).read_text())
+    settings = config.TrainConfig.from_dict(found["config"])
+    records.check_writable(results)
+    record = {
+        "schema_version": records.SCHEMA_VERSION,
+        "run": _about_the_run(settings, found["step"], found["counts"]),
+        "config": settings.to_dict(),
+        "diverged": {k: found[k] for k in ("step", "term", "value")},
+        "training": {
+            "seconds": round(found["seconds"], 1),
+            "curve": training_curve(training.read_log(run / training.LOG), found["counts"]),
+            "provenance": found["provenance"],
+        },
+        "provenance": records.provenance(torch.device("cpu")),
+    }
+    return _write(results, settings, "diverged", record=record)
+
+
 def evaluate_run(
     checkpoint: str | Path,
     weights: str = "theta",
     results: str | Path | None = None,
     device: str = "cpu",
     data_root: str | Path = "data",
+    guidance_scale: float = config.GUIDANCE_SCALE,
     progress: bool = False,
 ) -> Path:
     """Sample, measure and write the record of one set of weights; returns the record's path in `results`.
 
-    `results` defaults to the checkpoint's folder. How many images, sampler steps and the guidance scale follow
-    the run's profile (`config.SAMPLING`). ValueError for a damaged checkpoint, unknown weights or a data set
-    without a feature extractor, before any work.
+    `results` defaults to the checkpoint's folder. How many images and sampler steps follow the run's profile
+    (`config.SAMPLING`). ValueError for a damaged checkpoint, unknown weights or a data set without a feature
+    extractor, before any work.
     """
     checkpoint = Path(checkpoint)
     results = Path(results or checkpoint.parent)
@@ -60,28 +99,21 @@ def evaluate_run(
         real.full.images.shape[-1],
         seed,
         options["steps"],
-        config.GUIDANCE_SCALE,
+        guidance_scale,
         progress=progress,
     )
     sampling_seconds = time.perf_counter() - began
     scores = metrics.evaluate(images, labels, real, extractor)
 
-    overrides = run.overrides()
     record = {
         "schema_version": records.SCHEMA_VERSION,
-        "run": {
-            **run.words(),
-            "overrides": overrides,
-            "weights": weights,
-            "steps": metadata["step"],
-            "images_seen": metadata["step"] * run.batch_size,
-            "class_counts": metadata["counts"],
-        },
+        "run": _about_the_run(
+            run, metadata["step"], metadata["counts"], weights=weights, guidance_scale=guidance_scale
+        ),
         "config": run.to_dict(),
         "sampling": {
             "sampler": "ddim",
             "steps": options["steps"],
-            "guidance_scale": config.GUIDANCE_SCALE,
             "clip_x0": True,
             "weights": "ema",
             "seed": seed,
@@ -104,8 +136,5 @@ def evaluate_run(
         },
         "provenance": records.provenance(torch.device(device)),
     }
-    words = [run.dataset, f"ir{run.imbalance_ratio:g}", run.method, run.profile, f"seed{run.seed}"]
-    words += [f"{k}={v}" for k, v in overrides.items()]
-    path = results / ("-".join([*words, weights]) + ".json")
-    records.write_json(path, record)
-    return path
+    guidance = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
+    return _write(results, run, *guidance, weights, record=record)

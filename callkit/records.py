@@ -85,17 +85,22 @@ def read_record(path: str | Path) -> dict:
     """One record, with its file name under "file"."""
     record = json.loads(Path(path).read_text()) | {"file": Path(path).name}
     if "run" in record:
-        record["run"].setdefault("overrides", {})  # the first records had none
+        record["run"].setdefault("overrides", {})  # the first records had neither
+        if "sampling" in record:
+            record["run"].setdefault("guidance_scale", record["sampling"].get("guidance_scale"))
     return record
 
 
-def load_records(folder: str | Path | None = None, **where) -> list[dict]:
+def load_records(folder: str | Path | None = None, diverged: bool = False, **where) -> list[dict]:
     """All records in `folder` and below (default: the repository's results/) whose run words equal `where`.
 
-    load_records(dataset="digits", imbalance_ratio=50, method="call", weights="theta", overrides={})
+    load_records(dataset="digits", imbalance_ratio=50, method="call", overrides={}, weights="theta", guidance_scale=1)
+
+    Of finished runs; with diverged=True instead of those that training stopped, which have no weights or metrics.
     """
     found = [read_record(p) for p in sorted(Path(folder or results_folder()).rglob("*.json"))]
-    return [r for r in found if "schema_version" in r and all(r["run"].get(k) == v for k, v in where.items())]
+    found = [r for r in found if "schema_version" in r and ("diverged" in r) == diverged]
+    return [r for r in found if all(r["run"].get(k) == v for k, v in where.items())]
 
 
 def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
@@ -111,23 +116,32 @@ def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
 def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "few", "overall")) -> str:
     """Markdown: mean ± standard deviation over seeds (the value alone for one seed), one column per split.
 
-    One row per method (with the settings that it overrides), weights and extractor.
+    One row per method (with the settings that it overrides), weights, guidance scale and extractor. A row of
+    diverged runs has the steps at which they stopped in place of scores.
     """
     rows: dict[tuple, list[dict]] = {}
     for r in records:
         run = r["run"]
         method = ", ".join([run["method"], *(f"{k}={v}" for k, v in run["overrides"].items())])
-        key = (run["dataset"], run["imbalance_ratio"], run["profile"], method, run["weights"])
-        rows.setdefault((*key, r["evaluation"]["extractor"]), []).append(r)
+        words = (run["dataset"], f"{run['imbalance_ratio']:g}", run["profile"], method)
+        if "diverged" in r:
+            key = (*words, "", "", "")
+        else:
+            key = (*words, run["weights"], f"{run['guidance_scale']:g}", r["evaluation"]["extractor"])
+        rows.setdefault(key, []).append(r)
     lines = [
-        "| data | IR | profile | method | weights | extractor | seeds | " + " | ".join(splits) + " |",
-        "|" + "---|" * (7 + len(splits)),
+        "| data | IR | profile | method | weights | guidance | extractor | seeds | " + " | ".join(splits) + " |",
+        "|" + "---|" * (8 + len(splits)),
     ]
-    for (dataset, ir, profile, method, weights, extractor), group in rows.items():
-        cells = []
-        for split in splits:
-            mean, std = mean_std(group, "metrics", split, metric)
-            cells.append(f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}")
-        head = [dataset, f"{ir:g}", profile, method, weights, extractor, str(len(group))]
+    for key, group in rows.items():
+        head = [*key, str(len(group))]
+        if "diverged" in group[0]:
+            steps = ", ".join(f"{r['diverged']['step']:,}" for r in group)
+            cells = [f"diverged at step {steps}"] + [""] * (len(splits) - 1)
+        else:
+            cells = []
+            for split in splits:
+                mean, std = mean_std(group, "metrics", split, metric)
+                cells.append(f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}")
         lines.append("| " + " | ".join(head + cells) + " |")
     return "\n".join(lines)

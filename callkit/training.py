@@ -29,7 +29,7 @@ from callkit.diffusion import NoiseSchedule
 from callkit.objectives import OBJECTIVES, Batch
 from callkit.unet import UNet
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"  # what a run folder holds
+CHECKPOINT, LOG, DIVERGED = "checkpoint.safetensors", "log.jsonl", "diverged.json"  # what a run folder holds
 EXPLODED = 10.0  # predicting no noise at all costs 1.0
 
 
@@ -203,8 +203,8 @@ def _log_line(record: StepRecord) -> str:
 
 
 def _same_run(config: TrainConfig, saved: dict, path: Path) -> None:
-    ours = config.to_dict()
-    changed = [f"{k}: {saved.get(k)!r} there, {v!r} now" for k, v in ours.items() if saved.get(k) != v]
+    ours, saved = config.to_dict(), TrainConfig.from_dict(saved).to_dict()
+    changed = [f"{k}: {saved[k]!r} there, {v!r} now" for k, v in ours.items() if saved[k] != v]
     if changed:
         raise ValueError(f"{path} belongs to a run with other settings ({'; '.join(changed)}); use another run folder")
 
@@ -224,7 +224,7 @@ def train(
 
     A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT or
     SIGTERM, which then raise KeyboardInterrupt. TrainingError, naming the term, if a loss is not finite or
-    explodes.
+    explodes; diverged.json in the run folder then says the same to `evaluation.record_divergence`.
     """
     device = torch.device(device)
     run = Path(run) if run is not None else records.run_folder(config)
@@ -244,9 +244,15 @@ def train(
         model = build_model(config, images.shape[1], num_classes).to(device).train()
     schedule = NoiseSchedule().to(device)
     frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
-    allocation = AllocationLoss(train_set.counts, config.lam, config.consistency, config.diversity, config.bound).to(
-        device
-    )
+    allocation = AllocationLoss(
+        train_set.counts,
+        config.lam,
+        config.consistency,
+        config.diversity,
+        config.bound,
+        config.bound_form,
+        config.stop_gradient,
+    ).to(device)
     parameters = dict(model.named_parameters())
     ema = {k: p.detach().clone() for k, p in parameters.items()}
     optimiser = torch.optim.Adam(parameters.values(), lr=config.lr)
@@ -274,6 +280,7 @@ def train(
     # A log is cut back to the checkpoint: steps after it are done again.
     kept = [_log_line(r) for r in read_log(run / LOG) if r.step <= start]
     (run / LOG).write_text("".join(kept))
+    (run / DIVERGED).unlink(missing_ok=True)
     if start >= config.steps:
         return
 
@@ -322,7 +329,7 @@ def train(
                 out = objective(model, batch, schedule, generator, both=config.call, **config.base_options)
             base_loss = out.loss.mean()
             if config.call:
-                allocated = allocation(out.eps, out.eps_general, y)
+                allocated = allocation(out.eps, out.eps_general, y, out.loss)
                 allocation_loss, distance = allocated.loss.mean(), allocated.distance
             else:
                 allocation_loss, distance = base_loss.new_zeros(()), torch.full_like(out.loss, float("nan"))
@@ -352,6 +359,18 @@ def train(
                     ("gradient norm", grad_norm, torch.finfo(torch.float32).max),
                 ):
                     if not abs(value.item()) <= limit:  # also true of NaN
+                        records.write_json(
+                            run / DIVERGED,
+                            {
+                                "config": config.to_dict(),
+                                "counts": train_set.counts.tolist(),
+                                "step": done,
+                                "term": term,
+                                "value": str(value.item()),  # NaN and infinity are not JSON
+                                "seconds": seconds(),
+                                "provenance": provenance,
+                            },
+                        )
                         raise TrainingError(
                             f"step {done}: the {term} is {value.item():.3g}, beyond ±{limit:g}; stopped. "
                             f"The last good checkpoint is {checkpoint if checkpoint.exists() else 'none'}. "

@@ -216,6 +216,7 @@ found = {
         method=method,
         weights=weights,
         overrides={},
+        guidance_scale=1,
     )
     for name, (method, weights) in rows.items()
 }

@@ -85,6 +85,7 @@ finished = records.load_records(
     seed=seed,
     weights="theta",
     overrides={},
+    guidance_scale=1,
 )
 if finished:
     curve = finished[0]["training"]["curve"]

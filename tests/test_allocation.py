@@ -103,3 +103,22 @@ def test_gradients_reach_both_predictions_and_pull_or_push():
 def test_bound_must_be_positive():
     with pytest.raises(ValueError, match="bound must be positive"):
         AllocationLoss(COUNTS, bound=0.0)
+
+
+def test_a_cap_stops_the_gain_at_the_bound_and_not_before():
+    loss = AllocationLoss(COUNTS, bound=0.1, bound_form="cap")
+    torch.testing.assert_close(loss.phi(torch.tensor([0.05, 0.1, 3.0])), torch.tensor([0.05, 0.1, 0.1]))
+
+
+def test_a_relative_bound_is_in_units_of_the_base_loss_and_constant_in_the_gradient():
+    loss = AllocationLoss(COUNTS, bound=2.0, bound_form="relative")
+    base = torch.tensor([0.01, 0.5], requires_grad=True)
+    d = torch.tensor([5.0, 0.3])
+    torch.testing.assert_close(loss.phi(d, base), torch.stack([saturate(d[0], 0.02), saturate(d[1], 1.0)]))
+    assert not loss.phi(d, base).requires_grad
+
+
+def test_stop_gradient_moves_theta_g_alone():
+    eps, general = predictions(0.04, 0.04)
+    AllocationLoss(COUNTS, stop_gradient=True)(eps, general, torch.tensor([0, 9])).loss.sum().backward()
+    assert eps.grad is None and general.grad.any()

@@ -9,7 +9,10 @@ from callkit.capacity import expert_scale, expert_weights, merge, reserve
 from callkit.unet import UNet
 
 
-@pytest.mark.parametrize(("where", "matrices", "parameters"), [("up-conv3x3", 27, 1_981_056), ("up", 63, 2_515_456)])
+@pytest.mark.parametrize(
+    ("where", "matrices", "parameters"),
+    [("up-conv3x3", 27, 1_981_056), ("up", 63, 2_515_456), ("up-tail", 64, 2_516_611)],
+)
 def test_size_of_the_experts_of_the_papers_network(where, matrices, parameters):
     experts = expert_weights(reserve(UNet(3, 10), where=where))
     assert len(experts) == matrices

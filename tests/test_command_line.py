@@ -6,6 +6,7 @@ from pathlib import Path
 import papermill
 import pytest
 
+from callkit import records
 from callkit.__main__ import main
 
 # What the tests change in a notebook's parameters, to be quick.
@@ -24,14 +25,16 @@ def test_train_sample_evaluate_table(tmp_path, capsys):
     main(train)
     main(["sample", run, "--per-class", "2", "--device", "cpu", "--out", str(tmp_path / "samples.png")])
     main(["evaluate", run, "--device", "cpu"])
+    main(["evaluate", run, "--weights", "theta", "--guidance-scale", "2", "--device", "cpu"])
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     written = sorted((tmp_path / "run").glob("*.json"))
-    assert [json.loads(p.read_text())["run"]["weights"] for p in written] == ["theta", "theta_g"]
+    words = [(r["run"]["weights"], r["run"]["guidance_scale"]) for r in map(records.read_record, written)]
+    assert words == [("theta", 2), ("theta", 1), ("theta_g", 1)]
     assert all(json.loads(p.read_text())["run"]["overrides"] == {"lam": 0.5} for p in written)
     assert "lam=0.5" in written[0].name
     capsys.readouterr()
     main(["table", run])
-    assert capsys.readouterr().out.count("| digits | 50 | smoke | call, lam=0.5 |") == 2
+    assert capsys.readouterr().out.count("| digits | 50 | smoke | call, lam=0.5 |") == 3
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from callkit.config import PROFILES, TrainConfig, make_config
         (dict(rank=0), r"rank must be in \(0, 1\]"),
         (dict(rank=1.1), r"rank must be in \(0, 1\]"),
         (dict(bound=-1.0), "bound must be positive"),
+        (dict(bound_form="hard"), "bound_form must be one of exponential, cap, relative"),
         (dict(lr=0), "lr must be positive"),
         (dict(steps=0), "steps must be at least 1"),
         (dict(seed=-1), "seed must be at least 0"),

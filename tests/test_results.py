@@ -8,9 +8,10 @@ import pytest
 from callkit import data, metrics, records
 from callkit.config import PROFILES, TrainConfig, make_config
 from callkit.evaluation import evaluate_run
-from callkit.training import load_model
+from callkit.training import EXPLODED, load_model
 
 RECORDS = records.load_records()
+DIVERGED = records.load_records(diverged=True)
 
 
 def name(record):
@@ -20,7 +21,13 @@ def name(record):
 def test_three_seeds_of_each():
     for method, weights in (("ddpm", "theta"), ("call", "theta"), ("call", "theta_g")):
         found = records.load_records(
-            dataset="digits", imbalance_ratio=50, profile="cpu", method=method, weights=weights, overrides={}
+            dataset="digits",
+            imbalance_ratio=50,
+            profile="cpu",
+            method=method,
+            weights=weights,
+            overrides={},
+            guidance_scale=1,
         )
         assert {r["run"]["seed"] for r in found} >= {0, 1, 2}
 
@@ -37,11 +44,24 @@ def test_record_is_complete_and_says_where_it_comes_from(record):
     assert run["class_counts"] == data.load_long_tailed(run["dataset"], run["imbalance_ratio"]).train.counts.tolist()
     evaluation = record["evaluation"]
     assert evaluation["extractor_sha256"] == metrics.extractor_hash(evaluation["extractor"])
-    for provenance in (record["provenance"], record["training"]["provenance"]):
-        assert len(provenance["git_commit"]) == 40 and provenance["git_dirty"] is False
+    check_provenance(record)
     for split in ("overall", "many", "medium", "few"):
         assert record["metrics"][split]["fid"] > 0 and 0 <= record["metrics"][split]["recall"] <= 1
     assert record["training"]["curve"]["step"][-1] == run["steps"]
+
+
+def check_provenance(record):
+    for provenance in (record["provenance"], record["training"]["provenance"]):
+        assert len(provenance["git_commit"]) == 40 and provenance["git_dirty"] is False
+
+
+@pytest.mark.parametrize("record", DIVERGED, ids=name)
+def test_record_of_a_diverged_run_says_when_and_which_term(record):
+    config = TrainConfig.from_dict(record["config"])
+    assert config == make_config(**config.words(), **record["run"]["overrides"])
+    assert record["run"]["steps"] == record["diverged"]["step"] < config.steps
+    assert record["diverged"]["term"] == "allocation loss" and not abs(float(record["diverged"]["value"])) <= EXPLODED
+    check_provenance(record)
 
 
 def test_a_record_can_be_recomputed_from_its_checkpoint(tmp_path):
@@ -81,8 +101,15 @@ def test_table_keeps_extractors_and_overridden_settings_apart():
     other["evaluation"]["extractor"] = "inception"
     overridden = json.loads(json.dumps(RECORDS[0]))
     overridden["run"]["overrides"] = {"rank": 0.2}
-    lines = records.table([RECORDS[0], other, overridden]).splitlines()
-    assert len(lines) == 5 and ", rank=0.2 |" in lines[-1]
+    guided = json.loads(json.dumps(RECORDS[0]))
+    guided["run"]["guidance_scale"] = 1.5
+    lines = records.table([RECORDS[0], other, overridden, guided]).splitlines()
+    assert len(lines) == 6 and ", rank=0.2 |" in lines[-2] and "| 1.5 |" in lines[-1]
+
+
+def test_table_says_when_runs_diverged():
+    stopped = {"run": RECORDS[0]["run"], "diverged": {"step": 1850}}
+    assert "| 1 | diverged at step 1,850 |" in records.table([RECORDS[0], stopped])
 
 
 def test_writing_is_atomic(tmp_path, monkeypatch):

@@ -9,11 +9,13 @@ import pytest
 import scipy.stats
 import torch
 
-from callkit import training
+from callkit import records, training
 from callkit.capacity import expert_weights
 from callkit.config import METHODS, make_config
+from callkit.evaluation import record_divergence
 from callkit.training import (
     CHECKPOINT,
+    EXPLODED,
     LOG,
     TrainingError,
     batch_index,
@@ -150,6 +152,10 @@ def test_the_printed_loss_stops_with_the_term_that_exploded(tmp_path):
     kept = load_checkpoint(tmp_path / CHECKPOINT)
     assert kept[1]["step"] < int(str(stopped.value).split()[1].rstrip(":"))
     assert all(v.isfinite().all() for k, v in kept[0].items() if k.startswith(("model", "ema")))
+    record = records.read_record(record_divergence(tmp_path))
+    assert record["diverged"]["term"] == "allocation loss" and float(record["diverged"]["value"]) < -EXPLODED
+    assert record["run"]["steps"] == record["diverged"]["step"] == kept[1]["step"] + 1
+    assert records.load_records(tmp_path) == [] and records.load_records(tmp_path, diverged=True) == [record]
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch):
