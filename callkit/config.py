@@ -22,6 +22,7 @@ METHODS: dict[str, dict] = {
     "oc": dict(base="oc", call=False),
     "rs": dict(base="ddpm", call=False, resample=1.0),
     "rs-sqrt": dict(base="ddpm", call=False, resample=0.5),
+    "ada": dict(base="ddpm", call=False, augment=True),
     "call": dict(base="ddpm", call=True),
     "cbdm-call": dict(base="cbdm", call=True),
     "oc-call": dict(base="oc", call=True),  # the paper's choice of base
@@ -71,7 +72,7 @@ class TrainConfig:
     channel_mult: tuple[int, ...]
     attention_levels: tuple[int, ...]
     num_res_blocks: int
-    flip: bool  # mirror training images at random
+    flip: bool  # mirror training images at random; with `augment` that is the pipeline's to do
     # capacity, Eq. (3), and allocation, Eq. (4)-(6); without effect unless `call`
     rank: float = 0.1
     where: str = "up"
@@ -88,6 +89,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     # the data's and the base loss's own words
     resample: float = 0.0  # class shares in a batch: N_c^(1 - resample), so 0 natural, 0.5 square root, 1 balanced
+    augment: bool = False  # ADA: warp the images and tell the network how
     base_options: dict = field(default_factory=dict)  # keyword arguments of the objective
 
     def to_dict(self) -> dict:

@@ -19,6 +19,11 @@ class Batch(NamedTuple):
     y: Tensor  # int64 (B,) true classes
     condition: Tensor  # int64 (B,) y, or Null where dropped
     frequency: Tensor  # float32 (num_classes,) share of each class in the training set
+    augmentation: Tensor | None = None  # float32 (B, 9) with ADA
+
+    def told(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """What the network hears besides x_t and t; a network without ADA takes the condition alone."""
+        return (condition,) if self.augmentation is None else (condition, self.augmentation)
 
 
 class ObjectiveOutput(NamedTuple):
@@ -40,11 +45,10 @@ def add_noise(batch: Batch, schedule: NoiseSchedule, generator: torch.Generator)
     return Noised(t, eps, schedule.q_sample(batch.x0, t, eps))
 
 
-def predict(model: nn.Module, noised: Noised, condition: Tensor, both: bool) -> tuple[Tensor, Tensor | None]:
+def predict(model: nn.Module, noised: Noised, batch: Batch, both: bool) -> tuple[Tensor, Tensor | None]:
     """(eps of theta, eps of theta^g or None)."""
-    if both:
-        return model.forward_both(noised.x_t, noised.t, condition)
-    return model(noised.x_t, noised.t, condition), None
+    inputs = (noised.x_t, noised.t, *batch.told(batch.condition))
+    return model.forward_both(*inputs) if both else (model(*inputs), None)
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -57,7 +61,7 @@ def ddpm(
 ) -> ObjectiveOutput:
     """Noise prediction with w_t = 1, Eq. (2): mean over pixels of (eps_theta(x_t, t, y) - eps)^2."""
     noised = add_noise(batch, schedule, generator)
-    eps, general = predict(model, noised, batch.condition, both)
+    eps, general = predict(model, noised, batch, both)
     return ObjectiveOutput(mse(eps, noised.eps), eps, general)
 
 
@@ -101,8 +105,8 @@ def cbdm(
     noised = add_noise(batch, schedule, generator)
     weights = batch.frequency if prior == "train" else torch.ones_like(batch.frequency)
     other = torch.multinomial(weights, len(batch.y), replacement=True, generator=generator)
-    eps, general = predict(model, noised, batch.condition, both)
-    eps_other = model(noised.x_t, noised.t, other)
+    eps, general = predict(model, noised, batch, both)
+    eps_other = model(noised.x_t, noised.t, *batch.told(other))
     strength = tau * noised.t / schedule.timesteps * (batch.condition == batch.y)
     regulariser = mse(eps, eps_other.detach()) + gamma * mse(eps.detach(), eps_other)
     return ObjectiveOutput(mse(eps, noised.eps) + strength * regulariser, eps, general)
@@ -151,7 +155,7 @@ def oc(
     z = transferred_index(batch, noised, schedule, generator, mode)
     signal, noise = schedule.signal_and_noise(noised.t)
     target = noised.eps + (batch.x0 - batch.x0[z]) * signal / noise
-    eps, general = predict(model, noised, batch.condition, both)
+    eps, general = predict(model, noised, batch, both)
     return ObjectiveOutput(mse(eps, target), eps, general)
 
 

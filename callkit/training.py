@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from callkit import data, records
+from callkit import augment, data, records
 from callkit.allocation import AllocationLoss
 from callkit.capacity import merge, reserve
 from callkit.config import TrainConfig
@@ -61,6 +61,7 @@ def build_model(config: TrainConfig, in_channels: int, num_classes: int) -> UNet
         config.attention_levels,
         config.num_res_blocks,
         config.dropout,
+        augment.CONDITION_SIZE if config.augment else 0,
     )
     return reserve(model, config.rank, config.where) if config.call else model
 
@@ -319,11 +320,15 @@ def train(
                 index = batch_index(len(images), config.batch_size, config.seed, step)
             index = index.to(device)
             x0, y = data.to_float(images[index]), labels[index]
-            if config.flip:
+            augmentation = None
+            if config.augment:
+                warp = augment.draw(len(y), generator)
+                x0, augmentation = augment.apply(x0, warp.matrix()), warp.condition()
+            elif config.flip:
                 mirrored = torch.rand(y.shape, generator=generator, device=device) < 0.5
                 x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
             dropped = torch.rand(y.shape, generator=generator, device=device) < config.label_drop
-            batch = Batch(x0, y, y.masked_fill(dropped, num_classes), frequency)
+            batch = Batch(x0, y, y.masked_fill(dropped, num_classes), frequency, augmentation)
 
             with _global_seed(step_seed(config.seed, 3, step), device):
                 out = objective(model, batch, schedule, generator, both=config.call, **config.base_options)

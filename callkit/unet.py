@@ -90,6 +90,7 @@ class UNet(nn.Module):
     attention_levels indices of the levels that attend
     num_res_blocks   residual blocks a level on the way down (one more on the way up)
     dropout          inside each residual block
+    condition_size   how many more numbers a sample may be described by (ADA's nine, `augment`); none at all is zeros
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class UNet(nn.Module):
         attention_levels: tuple[int, ...] = (1,),
         num_res_blocks: int = 2,
         dropout: float = 0.1,
+        condition_size: int = 0,
     ):
         super().__init__()
         self.in_channels, self.num_classes = in_channels, num_classes
@@ -110,6 +112,7 @@ class UNet(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.time = nn.Sequential(nn.Linear(channels, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         self.label = nn.Embedding(num_classes, emb_dim)
+        self.augmentation = nn.Linear(condition_size, emb_dim, bias=False) if condition_size else None
 
         width = channels
         widths = [width]  # of the features that the up path will take over
@@ -150,22 +153,24 @@ class UNet(nn.Module):
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(m.weight, gain=1e-5 if m in near_zero else 1.0)
-                nn.init.zeros_(m.bias)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
 
-    def embed(self, t: Tensor, y: Tensor) -> Tensor:
+    def embed(self, t: Tensor, y: Tensor, augmentation: Tensor | None = None) -> Tensor:
         """Time plus class, (B, 4 * channels). Null may differ from sample to sample."""
         angles = t[:, None] * self.frequencies
         table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sin, cos interleaved
         null = (y == self.num_classes)[:, None]
-        return self.time(table) + self.label(y.clamp(max=self.num_classes - 1)).masked_fill(null, 0.0)
+        emb = self.time(table) + self.label(y.clamp(max=self.num_classes - 1)).masked_fill(null, 0.0)
+        return emb if augmentation is None else emb + self.augmentation(augmentation)
 
-    def encode(self, x_t: Tensor, t: Tensor, y: Tensor) -> State:
-        """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,)."""
+    def encode(self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None) -> State:
+        """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,), (B, condition_size)."""
         if x_t.ndim != 4 or x_t.shape[1] != self.in_channels:
             raise ValueError(f"images must be (B, {self.in_channels}, H, W), got {tuple(x_t.shape)}")
         if x_t.shape[-1] % self.downscaling or x_t.shape[-2] % self.downscaling:
             raise ValueError(f"height and width must be multiples of {self.downscaling}, got {tuple(x_t.shape[-2:])}")
-        emb = self.embed(t, y)
+        emb = self.embed(t, y, augmentation)
         h = self.head(x_t)
         skips = [h]
         for layer in self.down:
@@ -184,19 +189,21 @@ class UNet(nn.Module):
             h = layer(h, emb)
         return self.tail(h)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return self.decode(self.encode(x_t, t, y))
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None) -> Tensor:
+        return self.decode(self.encode(x_t, t, y, augmentation))
 
-    def forward_both(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_both(
+        self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(eps of theta, eps of theta^g), encoding once where the expert sits in the decoder alone.
 
         Both see the same dropout masks, so that their distance is the expert's doing and nothing else's.
         """
         in_decoder = all(name.startswith(("up.", "tail.")) for name in expert_weights(self))
-        state = self.encode(x_t, t, y) if in_decoder else None
+        state = self.encode(x_t, t, y, augmentation) if in_decoder else None
 
         def predict() -> Tensor:
-            return self.decode(state) if in_decoder else self(x_t, t, y)
+            return self.decode(state) if in_decoder else self(x_t, t, y, augmentation)
 
         with torch.random.fork_rng([x_t.device] if x_t.is_cuda else []):
             eps = predict()
