@@ -166,6 +166,69 @@ def class_changes(rows: dict[str, dict[str, tuple]], ylabel: str, splits: dict[s
     return figure
 
 
+def signed_mass(mass, splits: dict[str, list[int]]) -> Figure:
+    """Bars of each class's share of the coefficient of D, up where it pulls together, down where it pushes apart."""
+    figure, axes = _figure()
+    for split, classes in splits.items():
+        axes.bar(classes, mass[classes], color=SPLIT_COLORS[split], label=split.capitalize())
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set(xlabel="class, largest first", ylabel="coefficient of D")
+    axes.set_xticks(range(len(mass)))
+    axes.legend()
+    return figure
+
+
+def distance_map(distance: np.ndarray, timesteps: list[int]) -> Figure:
+    """D by class (rows) and timestep (columns), colours on a log scale."""
+    figure, axes = _figure()
+    image = axes.imshow(distance, norm="log", aspect="auto", cmap="cividis")
+    axes.set(xlabel="timestep t", ylabel="class, largest first")
+    axes.set_xticks(range(len(timesteps)), timesteps)
+    axes.set_yticks(range(len(distance)))
+    bar = figure.colorbar(image, label="distance D")
+    bar.outline.set_edgecolor(INK)
+    return figure
+
+
+def dial_curves(scales: list[float], by_split: dict[str, list[float]]) -> Figure:
+    """FID of each split as the expert is turned up, log axis."""
+    figure, axes = _figure()
+    for split, values in by_split.items():
+        axes.plot(scales, values, "o-", color=SPLIT_COLORS[split], label=split.capitalize())
+    axes.set(xlabel="expert's scale: 0 is θᵍ, 1 is θ", ylabel="FID (lower is better)", yscale="log")
+    axes.legend()
+    return figure
+
+
+def spectra(by_kind: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """One column of dots per matrix, a dot per singular value: by_kind[kind][name] = values, largest first."""
+    figure, axes = _figure(figsize=(6.4, 3.6))
+    at = 0
+    names = []
+    for (kind, matrices), color in zip(by_kind.items(), (VERMILION, BLUE, GREEN), strict=False):
+        for i, (name, values) in enumerate(matrices.items()):
+            axes.plot([at] * len(values), values, "o", color=color, markersize=4, label=kind if i == 0 else None)
+            names.append(name)
+            at += 1
+    axes.set_xticks(range(at), names, rotation=90, fontsize=7)
+    axes.set(ylabel="singular values of BA", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+def probe_curves(timesteps: list[int], scores: dict[str, list[float]]) -> Figure:
+    """scores[name] by timestep; the dotted line is chance."""
+    figure, axes = _figure()
+    for name, values in scores.items():
+        dash = "--" if "θᵍ" in name else "-"  # θ and θᵍ may coincide
+        axes.plot(timesteps, values, dash, marker="o", label=name, color=METHOD_COLORS.get(name))
+    axes.axhline(0.5, color=INK, linestyle=":", linewidth=1)
+    axes.set(xlabel="timestep t", ylabel="area under the ROC curve")
+    axes.legend()
+    return figure
+
+
 def loss_curves(curves: dict[str, tuple[list, list]]) -> Figure:
     """curves[name] = (steps, losses)."""
     figure, axes = _figure()

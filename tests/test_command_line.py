@@ -13,6 +13,7 @@ from callkit.__main__ import main
 PARAMETERS = {
     "03_training": lambda folder: {"profile": "smoke", "run": str(folder / "run"), "device": "cpu"},
     "04_who_gets_the_capacity": lambda folder: {"draws": 1},
+    "06_inside_the_expert": lambda folder: {"per_class": 4},
 }
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--method", "call", "--profile", "smoke", "--seed", "0"]
