@@ -136,10 +136,14 @@ def _add_table(commands) -> None:
     p = commands.add_parser("table", help="tables from records, mean ± standard deviation over seeds")
     p.add_argument("results", type=Path, nargs="?", help="folder of records (default: the repository's results/)")
     p.add_argument("--metric", default="fid", choices=("fid", "kid", "recall", "precision", "is"))
+    p.add_argument("--paper", type=int, choices=records.PAPER_TABLES, help="set ours beside this table of the paper")
     p.set_defaults(command=table)
 
 
 def table(a) -> None:
+    if a.paper:
+        print(records.beside_the_paper(a.paper, records.load_records(a.results)))
+        return
     found = records.load_records(a.results) + records.load_records(a.results, diverged=True)
     if not found:
         raise ValueError(f"no records in {a.results or records.results_folder()}")

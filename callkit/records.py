@@ -1,8 +1,9 @@
-"""Run folders, result records with their provenance, and the tables made from them.
+"""Run folders, result records with their provenance, and the tables made from them and from the paper's numbers.
 
 A record is one JSON file per finished run and evaluation. Every number the book shows comes from one.
 """
 
+import csv
 import json
 import os
 import platform
@@ -144,4 +145,51 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
                 mean, std = mean_std(group, "metrics", split, metric)
                 cells.append(f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}")
         lines.append("| " + " | ".join(head + cells) + " |")
+    return "\n".join(lines)
+
+
+PAPER_TABLES = (1, 2, 3, 4, 5)
+
+
+def paper_table(number: int) -> list[dict]:
+    """A table of the paper: rows of dataset, imbalance_ratio, method, overrides, weights, split, metric, mean, std.
+
+    `method` and `overrides` are our words for what the row is: the paper's "CALL" has base loss OC and is "oc-call".
+    """
+    if number not in PAPER_TABLES:
+        raise ValueError(f"the paper has tables {', '.join(map(str, PAPER_TABLES))}; got {number}")
+    with (results_folder() / "paper" / f"table{number}.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    for row in rows:
+        settings = (pair.split("=") for pair in row["overrides"].split() if pair)
+        row |= {"overrides": {k: float(v) for k, v in settings}}
+        row |= {k: float(row[k]) for k in ("imbalance_ratio", "mean", "std")}
+    return rows
+
+
+PAPER_WORDS = ("dataset", "imbalance_ratio", "method", "overrides", "weights")
+
+
+def beside_the_paper(number: int, records: list[dict]) -> str:
+    """Markdown: each number of the paper's table, ours where we ran it, and the difference of the two.
+
+    Ours are records of the profile `paper` with the paper's extractor, `inception`; no others are comparable.
+    """
+    comparable = [r for r in records if r["run"]["profile"] == "paper" and r["evaluation"]["extractor"] == "inception"]
+    lines = [
+        "| data | IR | method | weights | split | metric | paper | ours | difference | records |",
+        "|" + "---|" * 10,
+    ]
+    for row in paper_table(number):
+        ours = [r for r in comparable if all(r["run"][k] == row[k] for k in PAPER_WORDS)]
+        method = ", ".join([row["method"], *(f"{k}={v:g}" for k, v in row["overrides"].items())])
+        cells = [row["dataset"], f"{row['imbalance_ratio']:g}", method, row["weights"], row["split"], row["metric"]]
+        cells.append(f"{row['mean']:g} ± {row['std']:g}")
+        if ours:
+            mean, std = mean_std(ours, "metrics", row["split"], row["metric"])
+            cells.append(f"{mean:.4g} ± {std:.2g}" if len(ours) > 1 else f"{mean:.4g}")
+            cells += [f"{mean - row['mean']:+.3g}", ", ".join(r["file"] for r in ours)]
+        else:
+            cells += ["not run", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

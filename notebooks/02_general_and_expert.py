@@ -275,17 +275,15 @@ pd.DataFrame(difference).T
 # our measurement):
 
 # %%
-paper = pd.read_csv(records.results_folder() / "paper" / "table4.csv")
 label = {
-    ("DDPM", "theta"): "DDPM",
-    ("CALL", "theta_g"): "CALL, θᵍ",
-    ("CALL", "theta"): "CALL, θ",
+    ("ddpm", "theta"): "DDPM",
+    ("oc-call", "theta_g"): "CALL, θᵍ",
+    ("oc-call", "theta"): "CALL, θ",
 }
-paper["name"] = [label[key] for key in zip(paper.method, paper.weights, strict=True)]
-paper_fid = {
-    name: {row.split: (row.fid_mean, row.fid_std) for row in group.itertuples()}
-    for name, group in paper.groupby("name", sort=False)
-}
+paper_fid = {name: {} for name in label.values()}
+for row in records.paper_table(4):
+    name = label[row["method"], row["weights"]]
+    paper_fid[name][row["split"]] = (row["mean"], row["std"])
 show(paper_fid)
 
 # %% [markdown]

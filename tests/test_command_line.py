@@ -36,6 +36,8 @@ def test_train_sample_evaluate_table(tmp_path, capsys):
     capsys.readouterr()
     main(["table", run])
     assert capsys.readouterr().out.count("| digits | 50 | smoke | call, lam=0.5 |") == 3
+    main(["table", run, "--paper", "4"])
+    assert capsys.readouterr().out.count("not run") == 12
 
 
 @pytest.mark.parametrize(
