@@ -7,13 +7,19 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from callkit import config, data, records, training
+from callkit import config, records, training
 
 
 def _add_train(commands) -> None:
     p = commands.add_parser("train", help="train a model, or go on with one that was stopped")
-    p.add_argument("--dataset", default="digits", help=f"one of {', '.join(data.DATASETS)}")
-    p.add_argument("--imbalance-ratio", type=float, default=50, help="largest class / smallest class; 1 is balanced")
+    names = ", ".join(name for name in config.NETWORKS if name != "imagefolder")
+    p.add_argument("--dataset", default="digits", help=f"one of {names}, or imagefolder:PATH for your own images")
+    p.add_argument(
+        "--imbalance-ratio",
+        type=_imbalance_ratio,
+        default=50,
+        help="largest class / smallest class; 1 is balanced, and natural keeps all images",
+    )
     p.add_argument("--method", default="call", help=f"one of {', '.join(config.METHODS)}")
     p.add_argument("--profile", default="cpu", help=f"one of {', '.join(config.PROFILES)}")
     p.add_argument("--seed", type=int, default=0)
@@ -26,6 +32,10 @@ def _add_train(commands) -> None:
     p.add_argument("--data-root", type=Path, default=Path("data"), help="where downloaded data sets are")
     _add_device(p)
     p.set_defaults(command=train)
+
+
+def _imbalance_ratio(text: str) -> float | None:
+    return None if text == "natural" else float(text)
 
 
 def _add_device(p) -> None:
@@ -57,7 +67,7 @@ def train(a) -> None:
         overrides[name] = _value(value)
     c = config.make_config(a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed, a.allocation, **overrides)
     run = a.run or records.run_folder(c)
-    words = f"{c.method} on {c.dataset}, IR {c.imbalance_ratio:g}, profile {c.profile}, seed {c.seed}"
+    words = f"{c.method} on {c.dataset}, IR {records.ratio_word(c.imbalance_ratio)}, profile {c.profile}, seed {c.seed}"
     print(f"{words}: {c.steps:,} steps -> {run}")
     with tqdm(total=c.steps, initial=training.steps_done(run), unit="step") as bar:
         for record in training.train(c, run, a.device, a.minutes, a.data_root):

@@ -44,6 +44,8 @@ class AllocationLoss:
     bound_form     "exponential" is `saturate`; "cap" is min(D, b); "relative" is `saturate` with b times the
                    sample's base loss in place of b
     stop_gradient  compare theta^g with a constant theta, so that the loss moves theta^g alone
+    centred        D of the difference *without its mean over pixels*, per channel: adding a constant to all pixels,
+                   the cheapest way to differ, then gains nothing (Chapter 06)
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class AllocationLoss:
         bound: float | None = 0.1,
         bound_form: str = "exponential",
         stop_gradient: bool = False,
+        centred: bool = False,
     ):
         if bound is not None and not bound > 0:
             raise ValueError(f"bound must be positive, or None for the printed loss; got {bound}")
@@ -62,7 +65,8 @@ class AllocationLoss:
             raise ValueError(f"unknown bound_form {bound_form!r}; known: {', '.join(BOUND_FORMS)}")
         self.omega_con, self.omega_div = class_weights(counts)
         self.lam, self.consistency, self.diversity = lam, consistency, diversity
-        self.bound, self.bound_form, self.stop_gradient = bound, bound_form, stop_gradient
+        self.bound, self.bound_form = bound, bound_form
+        self.stop_gradient, self.centred = stop_gradient, centred
 
     def to(self, device) -> "AllocationLoss":
         self.omega_con, self.omega_div = self.omega_con.to(device), self.omega_div.to(device)
@@ -84,7 +88,10 @@ class AllocationLoss:
         """eps, eps_general (B, C, H, W) of theta and theta^g; y (B,) the true classes; base_loss (B,) theta's."""
         if self.stop_gradient:
             eps = eps.detach()
-        distance = (eps - eps_general).pow(2).flatten(1).mean(1)
+        difference = eps - eps_general
+        if self.centred:
+            difference = difference - difference.mean((2, 3), keepdim=True)
+        distance = difference.pow(2).flatten(1).mean(1)
         con = self.consistency * self.omega_con[y] * distance
         div = self.diversity * self.omega_div[y] * self.phi(distance, base_loss)
         return AllocationOutput(self.lam * (con - div), distance)

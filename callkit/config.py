@@ -11,8 +11,11 @@ from callkit.allocation import BOUND_FORMS, PRESETS
 _CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
 NETWORKS: dict[str, dict] = {
     "digits": dict(channels=24, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1, flip=False),
+    "fashion-mnist": dict(channels=24, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1, flip=False),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
+    "celeba-hq": _CIFAR | dict(attention_levels=(2,)),  # at 16 x 16, as for CIFAR
+    "imagefolder": _CIFAR | dict(attention_levels=(2,), flip=False),
 }
 
 METHODS: dict[str, dict] = {
@@ -53,7 +56,7 @@ class TrainConfig:
 
     # the words that name the run
     dataset: str
-    imbalance_ratio: float
+    imbalance_ratio: float | None  # None: the data set's own counts
     method: str
     profile: str
     seed: int
@@ -82,12 +85,14 @@ class TrainConfig:
     bound: float | None = PRESETS["bounded"]["bound"]
     bound_form: str = "exponential"
     stop_gradient: bool = False
+    centred: bool = False
     # optimisation, Section 5.1
     lr: float = 2e-4
     dropout: float = 0.1
     label_drop: float = 0.1  # share of samples trained with the Null condition, for guidance
     grad_clip: float = 1.0
     # the data's and the base loss's own words
+    image_size: int | None = None  # None: the data set's own
     resample: float = 0.0  # class shares in a batch: N_c^(1 - resample), so 0 natural, 0.5 square root, 1 balanced
     augment: bool = False  # ADA: warp the images and tell the network how
     base_options: dict = field(default_factory=dict)  # keyword arguments of the objective
@@ -119,7 +124,7 @@ def _choose(table: dict[str, dict], kind: str, name: str) -> dict:
 
 def make_config(
     dataset: str = "digits",
-    imbalance_ratio: float = 50,
+    imbalance_ratio: float | None = 50,
     method: str = "call",
     profile: str = "cpu",
     seed: int = 0,
@@ -134,7 +139,7 @@ def make_config(
     if unknown := sorted(set(overrides) - known):
         raise ValueError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
     settings = (
-        _choose(NETWORKS, "dataset", dataset)
+        _choose(NETWORKS, "dataset", dataset.partition(":")[0])
         | _choose(METHODS, "method", method)
         | _choose(PROFILES, "profile", profile)
         | _choose(PRESETS, "allocation", allocation)
@@ -148,7 +153,7 @@ def make_config(
         if f.type is float and not isinstance(value, int | float):
             raise ValueError(f"{f.name} must be a number, got {value!r}")
     checks = {
-        "imbalance_ratio": (config.imbalance_ratio >= 1, "at least 1"),
+        "imbalance_ratio": (config.imbalance_ratio is None or config.imbalance_ratio >= 1, "at least 1, or None"),
         "seed": (config.seed >= 0, "at least 0"),
         "steps": (config.steps >= 1, "at least 1"),
         "batch_size": (config.batch_size >= 1, "at least 1"),

@@ -1,15 +1,23 @@
 """Data sets by name, and their long-tailed versions.
 
-The whole set lives in memory as uint8: decoding happens once, conversion to floats per batch on the device.
-Chapter 01 derives the exponential rule; Section 5.1 of the paper defines the splits.
+Images are uint8 in memory, or in a memory-mapped file: decoding happens once, conversion to floats per batch on the
+device. Chapter 01 derives the exponential rule; Section 5.1 of the paper defines the splits.
 """
 
+import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from callkit import folders
 
 
 @dataclass(frozen=True)
@@ -51,14 +59,25 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class LongTailed:
-    """A balanced set and the long-tailed part of it that is trained on.
+    """A whole set, and the positions in it that are trained on.
 
-    `full` is the balanced set; `train` the images kept, `unseen` the images left out.
+    `train` are the images kept, `unseen` those left out; each is copied when first asked for.
     """
 
     full: ImageSet
-    train: ImageSet
-    unseen: ImageSet
+    kept: np.ndarray
+
+    @cached_property
+    def train(self) -> ImageSet:
+        return self.full.subset(self.kept)
+
+    @cached_property
+    def left_out(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(len(self.full)), self.kept)
+
+    @cached_property
+    def unseen(self) -> ImageSet:
+        return self.full.subset(self.left_out)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -99,6 +118,8 @@ def long_tailed_indices(labels: Tensor, counts: np.ndarray) -> np.ndarray:
     rng, labels, kept = np.random.RandomState(0), labels.numpy(), []
     for c, n in enumerate(counts):
         index = np.flatnonzero(labels == c)
+        if n > len(index):
+            raise ValueError(f"class {c} has {len(index)} images, fewer than the {n} to keep")
         rng.shuffle(index)
         kept.append(index[:n])
     return np.concatenate(kept)
@@ -107,16 +128,18 @@ def long_tailed_indices(labels: Tensor, counts: np.ndarray) -> np.ndarray:
 def splits(counts) -> dict[str, list[int]]:
     """Many / Medium / Few: thirds of the classes by size, the remainder to Few (Section 5.1).
 
-    10 classes: 0-2, 3-5, 6-9; 100 classes: 0-32, 33-65, 66-99. At least 3 classes.
+    10 classes: 0-2, 3-5, 6-9; 100 classes: 0-32, 33-65, 66-99. Two classes are Many and Few. At least 2 classes.
     """
     order = np.argsort(-np.asarray(counts), kind="stable").tolist()
+    if len(order) < 2:
+        raise ValueError(f"splits need at least 2 classes, got {len(order)}")
+    if len(order) == 2:
+        return {"many": order[:1], "few": order[1:]}
     third = len(order) // 3
-    if third < 1:
-        raise ValueError(f"splits need at least 3 classes, got {len(order)}")
     return {"many": order[:third], "medium": order[third : 2 * third], "few": order[2 * third :]}
 
 
-def _digits(root: Path) -> ImageSet:
+def _digits(root: Path, size: int) -> ImageSet:
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -128,32 +151,140 @@ def _digits(root: Path) -> ImageSet:
     )
 
 
-def _cifar(name: str, root: Path) -> ImageSet:
+def _torchvision(name: str, root: Path):
     from torchvision import datasets
 
-    data = getattr(datasets, name)(root, train=True, download=True)
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(images, torch.tensor(data.targets), tuple(data.classes))
+    try:
+        return getattr(datasets, name)(root, train=True, download=True)
+    except (URLError, RuntimeError, ConnectionError) as error:
+        raise OSError(f"{name} is not in {root}, and could not be downloaded: {error}") from error
 
 
+def _cifar(name: str) -> Callable[[Path, int], ImageSet]:
+    def load(root: Path, size: int) -> ImageSet:
+        data = _torchvision(name, root)
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(images, torch.tensor(data.targets), tuple(data.classes))
+
+    return load
+
+
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+def _fashion(root: Path, size: int) -> ImageSet:
+    """28 x 28, padded with black to 32, and averaged over squares of pixels for smaller sizes."""
+    if DEBIAN_FASHION.is_dir():
+        with gzip.open(DEBIAN_FASHION / "train-images-idx3-ubyte.gz") as f:
+            images = torch.frombuffer(bytearray(f.read()[16:]), dtype=torch.uint8).view(-1, 28, 28)
+        with gzip.open(DEBIAN_FASHION / "train-labels-idx1-ubyte.gz") as f:
+            labels = torch.frombuffer(bytearray(f.read()[8:]), dtype=torch.uint8).long()
+    else:
+        data = _torchvision("FashionMNIST", root)
+        images, labels = data.data, data.targets.long()
+    images = F.pad(images[:, None], (2, 2, 2, 2))
+    if size < 32:
+        images = F.avg_pool2d(images.float(), 32 // size).round().to(torch.uint8)
+    return ImageSet(images, labels, FASHION)
+
+
+CACHE = "callkit-cache"  # in the data root: decoded images
+
+
+def _celeba_hq(root: Path, size: int) -> ImageSet:
+    """Female is class 0, the majority once made long-tailed; Male is class 1."""
+    folder = root / "CelebAMask-HQ"
+    pictures, attributes = folder / "CelebA-HQ-img", folder / "CelebAMask-HQ-attribute-anno.txt"
+    if not pictures.is_dir() or not attributes.is_file():
+        raise FileNotFoundError(
+            f"celeba-hq has to be fetched by hand: get CelebAMask-HQ.zip from "
+            f"https://github.com/switchablenorms/CelebAMask-HQ and unpack it in {root}, so that {pictures}/ holds "
+            f"0.jpg to 29999.jpg and {attributes} the attributes. Found there: {folders.listing(folder)}"
+        )
+    _, names, *lines = attributes.read_text().splitlines()
+    male = 1 + names.split().index("Male")
+    rows = [line.split() for line in lines if line.strip()]
+    paths = [pictures / row[0] for row in rows]
+    if missing := [p for p in paths if not p.exists()]:
+        raise FileNotFoundError(f"{attributes} lists {missing[0].name}, which is not in {pictures}")
+    labels = torch.tensor([int(row[male] == "1") for row in rows])
+    return ImageSet(folders.load_files(paths, size, root / CACHE), labels, ("Female", "Male"))
+
+
+def _from_classes(classes: dict[str, list[Path]], size: int, cache: Path) -> ImageSet:
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(p) for p in classes.values()]))
+    paths = [p for of_class in classes.values() for p in of_class]
+    return ImageSet(folders.load_files(paths, size, cache), labels, tuple(classes))
+
+
+def _artbench10(root: Path, size: int) -> ImageSet:
+    """Classes in alphabetical order. The paper's order is not stated, and is another: it counts "realism" among Few."""
+    folder = root / "artbench-10-imagefolder-split" / "train"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            "artbench10 has to be fetched by hand: get artbench-10-imagefolder-split.tar from "
+            f"https://github.com/liaopeiyuan/artbench and unpack it in {root}, so that {folder}/ holds one folder "
+            f"per style. Found in {root}: {folders.listing(root)}"
+        )
+    return _from_classes(folders.class_folders(folder), size, root / CACHE)
+
+
+class DataSet(NamedTuple):
+    """How a data set comes by name."""
+
+    load: Callable[[Path, int], ImageSet]
+    sizes: tuple[int, ...]  # image sizes that it may have, the default first; decoded pictures may have any
+
+
+ANY = tuple(range(4, 1025))
 DATASETS = {
-    "digits": _digits,
-    "cifar10": lambda root: _cifar("CIFAR10", root),
-    "cifar100": lambda root: _cifar("CIFAR100", root),
+    "digits": DataSet(_digits, (8,)),
+    "fashion-mnist": DataSet(_fashion, (32, 16, 8)),
+    "cifar10": DataSet(_cifar("CIFAR10"), (32,)),
+    "cifar100": DataSet(_cifar("CIFAR100"), (32,)),
+    "celeba-hq": DataSet(_celeba_hq, (64, *ANY)),
+    "artbench10": DataSet(_artbench10, (256, *ANY)),
 }
+IMAGEFOLDER = "imagefolder:"  # and a path: any folder of one folder of images per class, 64 x 64 by default
 
 
-def load(dataset: str, root: str | Path = "data") -> ImageSet:
-    """The balanced training set of that name; downloaded to `root` if it does not come with a package."""
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown dataset {dataset!r}; known: {', '.join(DATASETS)}")
-    return DATASETS[dataset](Path(root))
+def load(dataset: str, root: str | Path = "data", image_size: int | None = None) -> ImageSet:
+    """The whole training set of that name, at its own image size or the one asked for.
+
+    "imagefolder:PATH" is any folder that holds one folder of images per class. Others are downloaded to `root` if
+    they do not come with a package, or must be put there: the error says what and where.
+    """
+    root = Path(root)
+    if dataset.startswith(IMAGEFOLDER):
+        folder = Path(dataset.removeprefix(IMAGEFOLDER)).expanduser()
+
+        def load_folder(root: Path, size: int) -> ImageSet:
+            return _from_classes(folders.class_folders(folder), size, root / CACHE)
+
+        chosen = DataSet(load_folder, (64, *ANY))
+    elif dataset in DATASETS:
+        chosen = DATASETS[dataset]
+    else:
+        raise ValueError(f"unknown dataset {dataset!r}; known: {', '.join(DATASETS)}, {IMAGEFOLDER}PATH")
+    size = image_size or chosen.sizes[0]
+    if size not in chosen.sizes:
+        allowed = "4 to 1024" if set(ANY) <= set(chosen.sizes) else ", ".join(map(str, chosen.sizes))
+        raise ValueError(f"image_size of {dataset} can be {allowed}; got {size}")
+    return chosen.load(root, size)
 
 
-def load_long_tailed(dataset: str, imbalance_ratio: float, root: str | Path = "data") -> LongTailed:
-    """`dataset` made long-tailed: N_max is the size of its smallest class, so every class can fill its share."""
-    full = load(dataset, root)
-    counts = long_tailed_counts(int(full.counts.min()), full.num_classes, imbalance_ratio)
-    kept = long_tailed_indices(full.labels, counts)
-    left = np.setdiff1d(np.arange(len(full)), kept)
-    return LongTailed(full, full.subset(kept), full.subset(left))
+def load_long_tailed(
+    dataset: str, imbalance_ratio: float | None, root: str | Path = "data", image_size: int | None = None
+) -> LongTailed:
+    """`dataset` made long-tailed, in the order of its classes; with imbalance_ratio=None all of it is kept as it is.
+
+    N_max is the size of the smallest class, so that every class can fill its share; for celeba-hq, whose majority is
+    to be the larger class, it is N / C, as in the field's code.
+    """
+    full = load(dataset, root, image_size)
+    if imbalance_ratio is None:
+        return LongTailed(full, np.arange(len(full)))
+    n_max = len(full) // full.num_classes if dataset == "celeba-hq" else int(full.counts.min())
+    counts = long_tailed_counts(n_max, full.num_classes, imbalance_ratio)
+    return LongTailed(full, long_tailed_indices(full.labels, counts))

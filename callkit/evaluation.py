@@ -34,7 +34,7 @@ def _about_the_run(run: config.TrainConfig, steps: int, counts: list[int], **wor
 
 
 def _write(results: Path, run: config.TrainConfig, *last_words: str, record: dict) -> Path:
-    words = [run.dataset, f"ir{run.imbalance_ratio:g}", run.method, run.profile, f"seed{run.seed}"]
+    words = [records.data_word(run.dataset, run.imbalance_ratio), run.method, run.profile, f"seed{run.seed}"]
     words += [f"{k}={v}" for k, v in run.overrides().items()]
     path = results / ("-".join([*words, *last_words]) + ".json")
     records.write_json(path, record)
@@ -86,7 +86,7 @@ def evaluate_run(
     extractor = metrics.extractor_for(run.dataset)
     records.check_writable(results)
     metadata = training.load_checkpoint(checkpoint, tensors=False)[1]
-    real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root)
+    real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size)
 
     options = config.SAMPLING[run.profile]
     labels = sampling.balanced_labels(model.num_classes, options["images"] // model.num_classes)

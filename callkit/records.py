@@ -19,14 +19,21 @@ SCHEMA_VERSION = 1
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def ratio_word(imbalance_ratio: float | None) -> str:
+    return "natural" if imbalance_ratio is None else f"{imbalance_ratio:g}"
+
+
+def data_word(dataset: str, imbalance_ratio: float | None) -> str:
+    """<dataset>-ir<IR>, fit for a file name: of "imagefolder:PATH" the last part of the path."""
+    kind, _, path = dataset.partition(":")
+    name = f"{kind}-{Path(path).name}" if path else kind
+    return f"{name}-ir{ratio_word(imbalance_ratio)}"
+
+
 def run_folder(config, root: str | Path = "runs") -> Path:
     """runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>"""
-    return (
-        Path(root)
-        / f"{config.dataset}-ir{config.imbalance_ratio:g}"
-        / f"{config.method}-{config.profile}"
-        / f"seed{config.seed}"
-    )
+    data = data_word(config.dataset, config.imbalance_ratio)
+    return Path(root) / data / f"{config.method}-{config.profile}" / f"seed{config.seed}"
 
 
 def results_folder() -> Path:
@@ -124,7 +131,7 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
     for r in records:
         run = r["run"]
         method = ", ".join([run["method"], *(f"{k}={v}" for k, v in run["overrides"].items())])
-        words = (run["dataset"], f"{run['imbalance_ratio']:g}", run["profile"], method)
+        words = (run["dataset"], ratio_word(run["imbalance_ratio"]), run["profile"], method)
         if "diverged" in r:
             key = (*words, "", "", "")
         else:
@@ -142,6 +149,9 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
         else:
             cells = []
             for split in splits:
+                if split not in group[0]["metrics"]:  # two classes have no Medium
+                    cells.append("")
+                    continue
                 mean, std = mean_std(group, "metrics", split, metric)
                 cells.append(f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}")
         lines.append("| " + " | ".join(head + cells) + " |")

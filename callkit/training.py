@@ -238,7 +238,7 @@ def train(
     if resumed:
         _same_run(config, resumed[1]["config"], checkpoint)
 
-    train_set = data.load_long_tailed(config.dataset, config.imbalance_ratio, data_root).train
+    train_set = data.load_long_tailed(config.dataset, config.imbalance_ratio, data_root, config.image_size).train
     images, labels = train_set.images.to(device), train_set.labels.to(device)
     num_classes = train_set.num_classes
     with _global_seed(step_seed(config.seed, 1), torch.device("cpu")):
@@ -253,6 +253,7 @@ def train(
         config.bound,
         config.bound_form,
         config.stop_gradient,
+        config.centred,
     ).to(device)
     parameters = dict(model.named_parameters())
     ema = {k: p.detach().clone() for k, p in parameters.items()}

@@ -122,3 +122,15 @@ def test_stop_gradient_moves_theta_g_alone():
     eps, general = predictions(0.04, 0.04)
     AllocationLoss(COUNTS, stop_gradient=True)(eps, general, torch.tensor([0, 9])).loss.sum().backward()
     assert eps.grad is None and general.grad.any()
+
+
+def test_a_centred_distance_ignores_a_constant_and_is_the_variance_of_the_rest():
+    g = torch.Generator().manual_seed(0)
+    general = torch.randn(2, 3, 8, 8, generator=g)
+    constant = torch.tensor([0.3, -2.0, 5.0])[None, :, None, None]  # one per channel
+    rest = torch.randn(2, 3, 8, 8, generator=g)
+    loss = AllocationLoss(COUNTS, centred=True)
+    y = torch.tensor([0, 9])
+    assert loss(general + constant, general, y).distance.max() < 1e-10
+    expected = rest.flatten(2).var(2, correction=0).mean(1)
+    torch.testing.assert_close(loss(general + constant + rest, general, y).distance, expected)

@@ -8,7 +8,7 @@ from callkit.config import PROFILES, TrainConfig, make_config
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(dataset="mnist"), "unknown dataset 'mnist'; known: digits, cifar10, cifar100"),
+        (dict(dataset="mnist"), "unknown dataset 'mnist'; known: digits, fashion-mnist, cifar10"),
         (dict(method="gan"), "unknown method 'gan'; known: ddpm, focal"),
         (dict(profile="huge"), "unknown profile 'huge'; known: smoke, cpu, gpu, paper"),
         (dict(allocation="loose"), "unknown allocation 'loose'; known: paper, released, bounded"),

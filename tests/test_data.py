@@ -52,8 +52,9 @@ def test_splits():
     hundred = data.splits(range(100, 0, -1))
     assert [v[-1] for v in hundred.values()] == [32, 65, 99]
     assert data.splits([1, 9, 5])["many"] == [1]  # by size, not by index
-    with pytest.raises(ValueError, match="at least 3"):
-        data.splits([1, 2])
+    assert data.splits([1, 2]) == {"many": [1], "few": [0]}
+    with pytest.raises(ValueError, match="at least 2"):
+        data.splits([1])
 
 
 def test_long_tailed_digits():

@@ -1,0 +1,88 @@
+"""Folders of images as one uint8 tensor: decoded once, then kept as a memory-mapped file.
+
+A data set of 256 x 256 images does not fit into memory, and decoding it takes longer than an epoch. The cached file
+costs neither: the operating system reads the parts that are used.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def listing(folder: Path, limit: int = 8) -> str:
+    """What is in a folder, for an error message."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) + more) if names else "nothing"
+
+
+def class_folders(root: Path) -> dict[str, list[Path]]:
+    """Class name -> its images' paths, both sorted; a class is a folder in `root`, hidden ones apart.
+
+    FileNotFoundError if `root` is no folder, ValueError if it has no class folder or one without images.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        raise ValueError(f"{root} must hold one folder of images per class, at least two; found {listing(root)}")
+    classes = {}
+    for folder in folders:
+        classes[folder.name] = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not classes[folder.name]:
+            raise ValueError(
+                f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); found {listing(folder)}. "
+                "Every class needs one, or remove the folder"
+            )
+    return classes
+
+
+def decode(path: Path, size: int) -> np.ndarray:
+    """One image as uint8 (3, size, size), whatever its format.
+
+    Turned upright (EXIF), set on white where transparent, grey made RGB, the middle square resized (bicubic, with
+    anti-aliasing). ValueError naming the file if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def load_files(paths: list[Path], size: int, cache: Path) -> Tensor:
+    """Images uint8 (N, 3, size, size), memory-mapped from a file in the folder `cache`.
+
+    The file's name holds a hash of the paths, sizes and times of change of all images, and of `size`: changed images
+    are decoded again. Nothing that is written to the tensor reaches the file.
+    """
+    state = [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
+    key = hashlib.sha256(repr((size, state)).encode()).hexdigest()[:16]
+    path = cache / f"images-{size}-{key}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = cache / f".{path.name}.{os.getpid()}"
+        try:
+            array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), 3, size, size))
+            for i, p in enumerate(tqdm(paths, desc="decoding, once", unit="img", disable=len(paths) < 1000)):
+                array[i] = decode(p, size)
+            array.flush()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
