@@ -81,6 +81,8 @@ def _add_evaluate(commands) -> None:
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--weights", nargs="+", help="theta, theta_g or both (default: both with CALL, else theta)")
     p.add_argument("--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is none")
+    p.add_argument("--extractor", help="digits, lite0 or inception (default: by data set and profile)")
+    p.add_argument("--save-images", type=Path, help="also write every generated image to this folder, as PNG")
     p.add_argument("--results", type=Path, help="folder for the records (default: the run folder)")
     p.add_argument("--data-root", type=Path, default=Path("data"))
     _add_device(p)
@@ -100,7 +102,17 @@ def evaluate(a) -> None:
         checkpoint = _checkpoint(a.run)
         weights = a.weights or training.available_weights(checkpoint)
         paths = [
-            evaluate_run(checkpoint, w, a.results, a.device, a.data_root, a.guidance_scale, progress=True)
+            evaluate_run(
+                checkpoint,
+                w,
+                a.results,
+                a.device,
+                a.data_root,
+                a.guidance_scale,
+                a.extractor,
+                a.save_images / w if a.save_images else None,
+                progress=True,
+            )
             for w in weights
         ]
     print(records.table([records.read_record(p) for p in paths]))

@@ -40,12 +40,13 @@ PROFILES: dict[str, dict] = {
     "paper": dict(steps=300_000, warmup=5_000, ema_decay=0.9999, batch_size=64, log_every=100, checkpoint_every=5_000),
 }
 
-# How a profile's runs are sampled for evaluation: images in all, equally many of each class, and DDIM steps.
+# How a profile's runs are sampled for evaluation: images overall and in each split (None: those of the overall set that
+# are of its classes), equally many of each class, and DDIM steps.
 SAMPLING: dict[str, dict] = {
-    "smoke": dict(images=100, steps=5),
-    "cpu": dict(images=3_000, steps=50),
-    "gpu": dict(images=10_000, steps=50),
-    "paper": dict(images=50_000, steps=50),
+    "smoke": dict(images=100, per_split=None, steps=5),
+    "cpu": dict(images=3_000, per_split=None, steps=50),
+    "gpu": dict(images=10_000, per_split=None, steps=50),
+    "paper": dict(images=50_000, per_split=20_000, steps=50),
 }
 GUIDANCE_SCALE = 1.0  # 1 is none; see sampling for the convention
 

@@ -1,14 +1,23 @@
 """From a checkpoint to a record: sample a balanced set, compare it with the real images, write what was found."""
 
+import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torchvision.utils import save_image
+from tqdm.auto import tqdm
 
 from callkit import config, data, metrics, records, sampling, training
 from callkit.diffusion import NoiseSchedule
 
+REFERENCE = {
+    True: "the whole balanced set, training images included",
+    False: "the whole set, training images included; its classes are not of one size",
+}
 SAMPLE_SEED_OFFSET = 10_000  # so that sampling noise is not the training run's, and differs between seeds
 
 
@@ -65,6 +74,48 @@ def record_divergence(run: str | Path, results: str | Path | None = None) -> Pat
     return _write(results, settings, "diverged", record=record)
 
 
+BATCH = 500  # images sampled, described and put safely on disk at a time
+
+
+def describe_samples(
+    model: nn.Module,
+    labels: Tensor,
+    image_size: int,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+    extractor: str,
+    folder: Path,
+    save_images: Path | None = None,
+    progress: bool = False,
+) -> metrics.Description:
+    """Sample in a stream and keep the images' descriptions alone, in one file of `folder` per batch.
+
+    Batches that are there already are not sampled again. With `save_images` every image becomes
+    <class>-<number>.png there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(model.parameters()).device
+    paths = [folder / f"{i:06}.safetensors" for i in range(len(labels.split(BATCH)))]
+    done = next((i for i, p in enumerate(paths) if not p.exists()), len(paths))
+    batches = sampling.sample_batches(
+        model, NoiseSchedule().to(device), labels, image_size, seed, steps, guidance_scale, BATCH, skip=done
+    )
+    with tqdm(
+        total=len(labels), initial=min(done * BATCH, len(labels)), desc="sampling", unit="img", disable=not progress
+    ) as bar:
+        for i, images in enumerate(batches, done):
+            if save_images:
+                save_images.mkdir(parents=True, exist_ok=True)
+                for j, image in enumerate(images, i * BATCH):
+                    name = f"{int(labels[j]):03}-{j:06}.png"
+                    save_image(image.float() / 255, save_images / name)
+            described = metrics.describe(images, extractor, str(device))
+            training.save_checkpoint(paths[i], described._asdict(), {})
+            bar.update(len(images))
+    return metrics.join([metrics.Description(**training.load_checkpoint(p)[0]) for p in paths])
+
+
 def evaluate_run(
     checkpoint: str | Path,
     weights: str = "theta",
@@ -72,38 +123,55 @@ def evaluate_run(
     device: str = "cpu",
     data_root: str | Path = "data",
     guidance_scale: float = config.GUIDANCE_SCALE,
+    extractor: str | None = None,
+    save_images: str | Path | None = None,
     progress: bool = False,
 ) -> Path:
     """Sample, measure and write the record of one set of weights; returns the record's path in `results`.
 
-    `results` defaults to the checkpoint's folder. How many images and sampler steps follow the run's profile
-    (`config.SAMPLING`). ValueError for a damaged checkpoint, unknown weights or a data set without a feature
-    extractor, before any work.
+    results      defaults to the checkpoint's folder
+    extractor    a key of metrics.EXTRACTORS; defaults to `metrics.default_extractor`
+    save_images  a folder for all generated images as PNG; by default none is written
+
+    How many images and sampler steps follow the run's profile (`config.SAMPLING`). Interrupted and called again, it
+    goes on: what was sampled waits in `results`, in a folder that is removed at the end. ValueError for a damaged
+    checkpoint, unknown weights or extractor, before any work.
     """
     checkpoint = Path(checkpoint)
     results = Path(results or checkpoint.parent)
     model, run = training.load_model(checkpoint, weights, device)
-    extractor = metrics.extractor_for(run.dataset)
+    default = metrics.default_extractor(run.dataset, run.profile)
+    extractor = extractor or default
+    metrics.check_extractor(extractor)
     records.check_writable(results)
     metadata = training.load_checkpoint(checkpoint, tensors=False)[1]
     real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size)
 
     options = config.SAMPLING[run.profile]
-    labels = sampling.balanced_labels(model.num_classes, options["images"] // model.num_classes)
+    images, per_split, steps = options["images"], options["per_split"], options["steps"]
+    groups = data.splits(real.train.counts)
+    counts = metrics.generated_counts(groups, model.num_classes, images, per_split)
+    labels = torch.arange(model.num_classes).repeat_interleave(torch.from_numpy(counts))
     seed = SAMPLE_SEED_OFFSET + run.seed
+    identity = [metrics.file_hash(checkpoint), weights, guidance_scale, seed, steps, labels.tolist(), extractor]
+    identity.append(metrics.extractor_hash(extractor))
+    unfinished = results / f".evaluating-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
     began = time.perf_counter()
-    images = sampling.sample(
+    generated = describe_samples(
         model,
-        NoiseSchedule().to(torch.device(device)),
         labels,
         real.full.images.shape[-1],
         seed,
-        options["steps"],
+        steps,
         guidance_scale,
-        progress=progress,
+        extractor,
+        unfinished,
+        Path(save_images) if save_images else None,
+        progress,
     )
     sampling_seconds = time.perf_counter() - began
-    scores = metrics.evaluate(images, labels, real, extractor)
+    described = metrics.describe_real(real.full, extractor, Path(data_root) / data.CACHE, device, progress)
+    scores = metrics.score(generated, labels, real, described, images, per_split, progress)
 
     record = {
         "schema_version": records.SCHEMA_VERSION,
@@ -113,7 +181,7 @@ def evaluate_run(
         "config": run.to_dict(),
         "sampling": {
             "sampler": "ddim",
-            "steps": options["steps"],
+            "steps": steps,
             "clip_x0": True,
             "weights": "ema",
             "seed": seed,
@@ -122,9 +190,10 @@ def evaluate_run(
         "evaluation": {
             "extractor": extractor,
             "extractor_sha256": metrics.extractor_hash(extractor),
-            "generated_images": len(images),
+            "generated_images": images // model.num_classes * model.num_classes,
+            "generated_images_per_split": per_split,
             "real_images": len(real.full),
-            "reference": "the whole balanced set, training images included",
+            "reference": REFERENCE[run.imbalance_ratio is not None],
             "recall_neighborhood": metrics.NEIGHBORHOOD,
             "kid_subset_size": metrics.KID_SUBSET_SIZE,
         },
@@ -136,5 +205,8 @@ def evaluate_run(
         },
         "provenance": records.provenance(torch.device(device)),
     }
-    guidance = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
-    return _write(results, run, *guidance, weights, record=record)
+    words = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
+    words += [extractor] if extractor != default else []
+    path = _write(results, run, *words, weights, record=record)
+    shutil.rmtree(unfinished)
+    return path

@@ -154,8 +154,7 @@ class InceptionExtractor(FeatureExtractorInceptionV3):
 
 
 def file_hash(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Extractor(NamedTuple):

@@ -105,6 +105,42 @@ def balanced_labels(num_classes: int, per_class: int) -> Tensor:
     return torch.arange(num_classes).repeat_interleave(per_class)
 
 
+def sample_batches(
+    model: nn.Module,
+    schedule: NoiseSchedule,
+    y: Tensor,
+    image_size: int,
+    seed: int = 0,
+    steps: int = 50,
+    guidance_scale: float = 1.0,
+    batch_size: int = 500,
+    skip: int = 0,
+) -> Iterator[Tensor]:
+    """Images uint8 (<= batch_size, C, image_size, image_size) for the labels y (N,), by DDIM, on the model's device.
+
+    Noise is drawn on the CPU, one generator for all batches in order: the device does not change which image comes
+    from which noise, nor does leaving out the first `skip` batches (which an interrupted evaluation has already), nor
+    any batch size whose batches have a multiple of 16 numbers. ValueError for labels outside 0..num_classes (Null
+    included).
+    """
+    if len(y) == 0 or not 0 <= int(y.min()) <= int(y.max()) <= model.num_classes:
+        raise ValueError(f"labels must lie in 0..{model.num_classes} ({model.num_classes} is Null), got {y}")
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    try:
+        for i, labels in enumerate(y.split(batch_size)):
+            x = torch.randn(len(labels), model.in_channels, image_size, image_size, generator=generator)
+            if i < skip:
+                continue
+            for step in ddim(model, schedule, x.to(device), labels.to(device), steps, guidance_scale):
+                x = step.x
+            yield to_uint8(x).cpu()
+    finally:
+        model.train(was_training)
+
+
 def sample(
     model: nn.Module,
     schedule: NoiseSchedule,
@@ -116,25 +152,10 @@ def sample(
     batch_size: int = 500,
     progress: bool = False,
 ) -> Tensor:
-    """Images uint8 (N, C, image_size, image_size) for the labels y (N,), by DDIM, on the model's device.
-
-    All noise is drawn at once on the CPU from `seed`, so neither the batch size nor the device changes
-    which image comes from which noise. ValueError for labels outside 0..num_classes (Null included).
-    """
-    if len(y) == 0 or not 0 <= int(y.min()) <= int(y.max()) <= model.num_classes:
-        raise ValueError(f"labels must lie in 0..{model.num_classes} ({model.num_classes} is Null), got {y}")
-    device = next(model.parameters()).device
-    noise = torch.randn(
-        len(y), model.in_channels, image_size, image_size, generator=torch.Generator().manual_seed(seed)
-    )
-    was_training = model.training
-    model.eval()
+    """All images of `sample_batches`, uint8 (N, C, image_size, image_size)."""
     images = []
     with tqdm(total=len(y), desc="sampling", unit="img", disable=not progress) as bar:
-        for x, labels in zip(noise.split(batch_size), y.split(batch_size), strict=True):
-            for step in ddim(model, schedule, x.to(device), labels.to(device), steps, guidance_scale):
-                x = step.x
-            images.append(to_uint8(x).cpu())
-            bar.update(len(labels))
-    model.train(was_training)
+        for batch in sample_batches(model, schedule, y, image_size, seed, steps, guidance_scale, batch_size):
+            images.append(batch)
+            bar.update(len(batch))
     return torch.cat(images)

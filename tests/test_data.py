@@ -1,10 +1,15 @@
+import gzip
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from callkit import data
+from callkit import data, folders
 
 # The realised sizes of the field's published subsets (Cao et al., 2019; Qin et al., 2023).
 PUBLISHED = {(5000, 10, 100): 12_406, (5000, 10, 50): 13_996, (500, 100, 100): 10_847, (500, 100, 50): 12_608}
@@ -45,6 +50,34 @@ def test_indices_follow_the_global_legacy_generator():
         expected.extend(index[: counts[c]])
     np.random.set_state(state)
     assert data.long_tailed_indices(labels, counts).tolist() == expected
+
+
+def official_cifar10_labels() -> torch.Tensor:
+    """The labels of the 50,000 training images in file order, kept as one integer with a leading 1."""
+    number = int.from_bytes((Path(__file__).parent / "cifar10_labels.bin").read_bytes(), "big")
+    digits = []
+    while number > 1:
+        number, chunk = divmod(number, 10**500)
+        digits.append(f"{chunk:0500}")
+    return torch.tensor([int(d) for d in "".join(reversed(digits))])
+
+
+def test_the_subsets_of_cifar10_are_the_fields():
+    """Lengths, sums and hashes of what the published code keeps of the official files."""
+    labels = official_cifar10_labels()
+    assert labels.bincount().tolist() == [5000] * 10 and labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    for ir, size, total, digest in (
+        (100, 12_406, 309_748_569, "4bf45bff8878d2786e47dccd702f96ff33b2b11d8c7da3b5015f10937290f866"),
+        (50, 13_996, 349_804_152, "d7edcfaf02772bee1e2310a33be8b6c46232f043641158348b9de3ec731e26ac"),
+    ):
+        kept = data.long_tailed_indices(labels, data.long_tailed_counts(5000, 10, ir))
+        assert (len(kept), kept.sum()) == (size, total)
+        assert hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest() == digest
+
+
+def test_a_class_that_is_too_small_is_named():
+    with pytest.raises(ValueError, match="class 1 has 2 images, fewer than the 3 to keep"):
+        data.long_tailed_indices(torch.tensor([0, 0, 0, 1, 1]), [3, 3])
 
 
 def test_splits():
@@ -94,3 +127,143 @@ def test_float_and_back():
 def test_image_set_refuses(images, labels, message):
     with pytest.raises(ValueError, match=message):
         data.ImageSet(images, labels, ("a", "b"))
+
+
+def png(path: Path, color, size=(20, 20), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, color).save(path)
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """Debian's layout, three images whose pixel values are their numbers."""
+    images = np.zeros((3, 28, 28), np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None] * 40
+    for name, header, array in (("images-idx3", 16, images), ("labels-idx1", 8, np.array([5, 0, 9], np.uint8))):
+        with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as f:
+            f.write(bytes(header) + array.tobytes())
+    monkeypatch.setattr(data, "DEBIAN_FASHION", tmp_path)
+
+
+@pytest.mark.parametrize(("size", "inner"), [(None, slice(2, 30)), (16, slice(1, 15)), (8, slice(1, 7))])
+def test_fashion_mnist_is_padded_and_averaged(fashion, size, inner):
+    found = data.load("fashion-mnist", image_size=size)
+    assert found.images.shape == (3, 1, size or 32, size or 32) and found.labels.tolist() == [5, 0, 9]
+    assert (found.images[2, 0, inner, inner] == 80).all()
+    corner = found.images[2, 0, 0, 0].item()
+    assert corner == (20 if size == 8 else 0)  # of 16 pixels 4 lie inside
+
+
+def test_a_fixed_size_is_refused_by_name():
+    with pytest.raises(ValueError, match="image_size of digits can be 8; got 16"):
+        data.load("digits", image_size=16)
+    with pytest.raises(ValueError, match="image_size of celeba-hq can be 4 to 1024; got 2"):
+        data.load("celeba-hq", image_size=2)
+
+
+def test_a_failed_download_says_what_failed(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
+    with pytest.raises(OSError, match=r"CIFAR10 is not in .*, and could not be downloaded: no network"):
+        data.load("cifar10", tmp_path)
+
+
+def test_celeba_hq_reads_the_published_layout(tmp_path):
+    folder = tmp_path / "CelebAMask-HQ"
+    for i in range(4):
+        png(folder / "CelebA-HQ-img" / f"{i}.jpg", (60 * i, 0, 0), (100, 100))
+    lines = ["4", "Bald Male Smiling", "0.jpg  -1 -1 1", "1.jpg  -1 1 1", "2.jpg  1 -1 1", "3.jpg  -1 -1 -1"]
+    (folder / "CelebAMask-HQ-attribute-anno.txt").write_text("\n".join(lines) + "\n")
+    real = data.load_long_tailed("celeba-hq", 2, tmp_path)
+    assert real.full.images.shape == (4, 3, 64, 64) and real.full.class_names == ("Female", "Male")
+    assert real.full.labels.tolist() == [0, 1, 0, 0]
+    assert real.train.counts.tolist() == [2, 1]  # N / C = 2 of the majority
+    assert data.splits(real.train.counts) == {"many": [0], "few": [1]}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("celeba-hq", "CelebAMask-HQ.zip from https://.*CelebA-HQ-img.*Found there: notes.txt"),
+        ("artbench10", "artbench-10-imagefolder-split.tar from https://.*Found in .*: CelebAMask-HQ/"),
+    ],
+)
+def test_what_must_be_fetched_by_hand_is_explained(tmp_path, dataset, expected):
+    (tmp_path / "CelebAMask-HQ").mkdir()
+    (tmp_path / "CelebAMask-HQ" / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=expected):
+        data.load(dataset, tmp_path)
+
+
+def test_artbench_reads_the_published_layout(tmp_path):
+    for style in ("ukiyo_e", "baroque"):
+        png(tmp_path / "artbench-10-imagefolder-split" / "train" / style / "1.jpg", "red", (256, 256))
+    found = data.load("artbench10", tmp_path, image_size=32)
+    assert found.class_names == ("baroque", "ukiyo_e") and found.images.shape == (2, 3, 32, 32)
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """Three classes of mixed sizes and modes."""
+    root = tmp_path / "birds"
+    png(root / "owl" / "wide.png", (200, 100, 50), (60, 20))
+    png(root / "owl" / "grey.png", 90, (20, 33), "L")
+    png(root / "tit" / "clear.png", (10, 20, 30, 0), (16, 16), "RGBA")
+    png(root / "tit" / "palette.gif", 3, (9, 9), "P")
+    png(root / "jay" / "photo.JPG", (0, 255, 0), (40, 30))
+    (root / "jay" / "notes.txt").touch()
+    (root / ".thumbnails").mkdir()
+    return root
+
+
+def test_a_folder_of_your_own_images(birds, tmp_path):
+    found = data.load(f"imagefolder:{birds}", tmp_path, image_size=16)
+    assert found.class_names == ("jay", "owl", "tit") and found.counts.tolist() == [1, 2, 2]
+    assert found.images.shape == (5, 3, 16, 16) and found.images.dtype == torch.uint8
+    by_name = dict(zip(("jay", "grey", "wide", "clear", "palette"), found.images, strict=True))
+    assert (by_name["grey"] == 90).all()
+    assert by_name["wide"].flatten(1)[:, 0].tolist() == [200, 100, 50]
+    assert (by_name["clear"] == 255).all()  # transparent: on white
+    natural = data.load_long_tailed(f"imagefolder:{birds}", None, tmp_path, 16)
+    assert natural.train.counts.tolist() == [1, 2, 2] and len(natural.unseen) == 0
+    assert data.load_long_tailed(f"imagefolder:{birds}", 1, tmp_path, 16).train.counts.tolist() == [1, 1, 1]
+
+
+def test_photos_are_turned_upright(tmp_path):
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste("white", (0, 0, 8, 4))  # white above
+    exif = image.getexif()
+    exif[274] = 6  # the camera was turned: show with the left side up
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "1.png", exif=exif)
+    upright = data.load(f"imagefolder:{tmp_path}", tmp_path / "cache", image_size=8).images[0, 0]
+    assert upright[:, :3].max() == 0 and upright[:, 5:].min() == 255
+
+
+def test_decoding_happens_once_and_again_when_a_file_changes(birds, tmp_path, monkeypatch):
+    calls = []
+    decode = folders.decode
+    monkeypatch.setattr(folders, "decode", lambda path, size: calls.append(path) or decode(path, size))
+    name = f"imagefolder:{birds}"
+    first = data.load(name, tmp_path, 8)
+    first.images.zero_()  # must not reach the file
+    again = data.load(name, tmp_path, 8)
+    assert len(calls) == 5 and again.images.max() == 255
+    png(birds / "owl" / "grey.png", 10, (21, 33), "L")
+    assert data.load(name, tmp_path, 8).images[1].max() == 10 and len(calls) == 10
+
+
+def test_a_broken_file_and_an_empty_class_are_named(birds, tmp_path):
+    (birds / "owl" / "broken.png").write_bytes(b"\x89PNG not really")
+    with pytest.raises(ValueError, match=r"owl/broken.png cannot be read as an image"):
+        data.load(f"imagefolder:{birds}", tmp_path)
+    assert not list((tmp_path / data.CACHE).iterdir())  # nothing half done stays
+    (birds / "wren").mkdir()
+    with pytest.raises(ValueError, match=r"wren has no images .*found nothing"):
+        data.load(f"imagefolder:{birds}", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        data.load("imagefolder:nowhere", tmp_path)
+    with pytest.raises(ValueError, match="must hold one folder of images per class"):
+        data.load(f"imagefolder:{birds / 'owl'}", tmp_path)

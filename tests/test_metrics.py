@@ -72,8 +72,8 @@ def test_our_scores_are_what_torch_fidelity_computes_end_to_end():
         input1=Images(generated), input2=Images(real), feature_extractor="digits", cuda=False, verbose=False,
         fid=True, kid=True, isc=True, prc=True, kid_subset_size=300, save_cpu_ram=True, cache=False,
     )  # fmt: skip
-    features, logits = metrics.extract(generated)
-    ours = metrics.compare(features, metrics.extract(real)[0], logits)
+    ours = metrics.describe(generated)
+    ours = metrics.compare(ours.features, metrics.describe(real).features, ours.logits)
     names = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean", "recall": "recall",
              "precision": "precision", "is": "inception_score_mean"}  # fmt: skip
     for name, key in names.items():
@@ -90,7 +90,7 @@ def test_extractor_is_the_classifier_that_its_record_describes():
     _, test = train_test_split(
         range(len(digits)), test_size=0.2, stratify=digits.labels.numpy(), random_state=record["seed"]
     )
-    right = metrics.extract(digits.images[test])[1].argmax(1) == digits.labels[test]
+    right = metrics.describe(digits.images[test]).logits.argmax(1) == digits.labels[test]
     assert right.float().mean().item() == pytest.approx(record["test_accuracy"], abs=0.003)
     assert record["test_accuracy"] > 0.98
 
@@ -129,7 +129,5 @@ def test_evaluate_refuses(real):
         metrics.evaluate(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), labels, real)
     with pytest.raises(ValueError, match="no generated image of class 9"):
         metrics.evaluate(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), labels[:9], real)
-    with pytest.raises(ValueError, match="no feature extractor for dataset 'cifar10'"):
-        metrics.extractor_for("cifar10")
-    with pytest.raises(ValueError, match="unknown extractor 'vgg'"):
-        metrics.extract(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "vgg")
+    with pytest.raises(ValueError, match="unknown extractor 'vgg'; known: digits, lite0, inception"):
+        metrics.check_extractor("vgg")
