@@ -132,7 +132,7 @@ def inception_weights() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter where the hash is wrong
             raise OSError(
                 f"the Inception weights could not be downloaded ({error}); get {INCEPTION_URL} by other means "
                 f"and put it at {path}, or its path into the environment variable CALLKIT_INCEPTION"

@@ -131,3 +131,143 @@ def test_evaluate_refuses(real):
         metrics.evaluate(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), labels[:9], real)
     with pytest.raises(ValueError, match="unknown extractor 'vgg'; known: digits, lite0, inception"):
         metrics.check_extractor("vgg")
+
+
+def test_recall_in_blocks_is_recall():
+    """More images than a block, so that several meet."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    g = torch.Generator().manual_seed(0)
+    x, y = (
+        torch.randn(metrics.RECALL_BLOCK + 300, 3, generator=g),
+        torch.randn(metrics.RECALL_BLOCK + 100, 3, generator=g),
+    )
+    whole = prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=10**6, save_cpu_ram=False, verbose=False)
+    found = metrics.compare(x, y)
+    assert 0.5 < found["recall"] < 1 and found["recall"] == pytest.approx(whole["recall"], abs=2e-3)
+    assert found["precision"] == pytest.approx(whole["precision"], abs=2e-3)
+
+
+def corrupted(images: torch.Tensor, how: str) -> torch.Tensor:
+    """Graded damage to a set of images, class-sorted."""
+    n = len(images)
+    if how == "noise":
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        return data.to_uint8(data.to_float(images) + 0.1 * noise)
+    if how == "fewer classes":
+        return images[torch.arange(n) % (n * 3 // 10)]
+    if how == "few images":
+        return images[torch.arange(n) % 8]
+    return images
+
+
+def test_lite0_orders_corruptions(real):
+    half = torch.randperm(len(real.full), generator=torch.Generator().manual_seed(0))
+    one, other = (real.full.subset(i.sort().values).images for i in (half[:800], half[800:1600]))
+    order = real.full.labels[half[:800].sort().values].argsort(stable=True)
+    reference = metrics.describe(other, "lite0").features
+    fid = [
+        metrics.compare(metrics.describe(corrupted(one[order], how), "lite0").features, reference)["fid"]
+        for how in ("real", "noise", "fewer classes", "few images")
+    ]
+    assert fid == sorted(fid) and fid[-1] > 5 * fid[0]
+
+
+def test_lite0_sees_grey_as_three_equal_channels():
+    grey = torch.randint(256, (4, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    a, b = (metrics.describe(x, "lite0") for x in (grey, grey.expand(-1, 3, -1, -1)))
+    assert a.features.shape == (4, 1280) and a.logits.shape == (4, 1000)
+    torch.testing.assert_close(a.features, b.features)
+    assert a.thumbnails.shape == (4, 1, 32, 32)
+
+
+def test_inception_loads_nothing_but_the_published_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("a strange file was loaded"))
+    stranger = tmp_path / metrics.INCEPTION
+    monkeypatch.setenv("CALLKIT_INCEPTION", str(stranger))
+    with pytest.raises(FileNotFoundError, match=r"CALLKIT_INCEPTION is .*no such file"):
+        metrics.check_extractor("inception")
+    stranger.write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"its sha256 starts with 9a129038, not 6726825d"):
+        metrics.check_extractor("inception")
+    monkeypatch.delenv("CALLKIT_INCEPTION")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def refuse(url, *args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(OSError, match=r"could not be downloaded \(no network\).*CALLKIT_INCEPTION"):
+        metrics.check_extractor("inception")
+
+
+def test_inception_takes_grey_images(tmp_path, monkeypatch):
+    """The architecture with random weights, behind a file whose hash is made to fit."""
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    monkeypatch.setenv("CALLKIT_INCEPTION", str(weights))
+    monkeypatch.setattr(metrics, "INCEPTION_SHA256", "9a129038")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: {})
+    monkeypatch.setattr(metrics.InceptionExtractor, "load_state_dict", lambda self, state: None)
+    torch.manual_seed(0)
+    network = metrics.InceptionExtractor("inception", ["2048", "logits_unbiased"])
+    grey = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        features, logits = network(grey)
+        colour, _ = network(grey.expand(-1, 3, -1, -1).contiguous())
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
+    torch.testing.assert_close(features, colour)
+
+
+def test_generated_counts_serve_overall_and_splits():
+    ten, hundred = data.splits(range(10, 0, -1)), data.splits(range(100, 0, -1))
+    assert metrics.generated_counts(ten, 10, 50_000, None).tolist() == [5000] * 10
+    counts = metrics.generated_counts(ten, 10, 50_000, 20_000)
+    assert counts.tolist() == [6667, 6667, 6666, 6667, 6667, 6666, 5000, 5000, 5000, 5000]
+    counts = metrics.generated_counts(hundred, 100, 50_000, 20_000)
+    assert counts[hundred["many"]].sum() == counts[hundred["few"]].sum() == 20_000 and counts.min() == 588
+
+
+def test_score_takes_exactly_what_counts(real, monkeypatch):
+    labels = balanced_labels(10, 30)
+    g = torch.Generator().manual_seed(0)
+    generated = metrics.Description(
+        torch.randn(300, 4, generator=g), torch.randn(300, 10, generator=g),
+        torch.zeros(300, 1, 8, 8, dtype=torch.uint8),
+    )  # fmt: skip
+    described = metrics.Description(
+        torch.randn(len(real.full), 4, generator=g), torch.randn(len(real.full), 10, generator=g), real.full.images
+    )
+    sizes = {}
+
+    def spy(mine, theirs, logits=None):
+        sizes[len(sizes)] = (len(mine), len(theirs))
+        return {}
+
+    monkeypatch.setattr(metrics, "compare", spy)
+    metrics.score(generated, labels, real, described, images=200, per_split=70)
+    full = real.full.counts
+    assert next(iter(sizes.values())) == (200, 1797)
+    assert list(sizes.values())[1] == (70, full[:3].sum())
+    assert list(sizes.values())[-1] == (30, full[9])
+
+
+def test_real_features_are_extracted_once_and_kept_by_content(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "CACHED_FROM", 10)
+    few = real.full.subset(range(20))
+    first = metrics.describe_real(few, "digits", tmp_path)
+    monkeypatch.setattr(metrics, "describe", lambda *a, **k: pytest.fail("extracted again"))
+    again = metrics.describe_real(few, "digits", tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    (cached,) = tmp_path.iterdir()
+    assert metrics.extractor_hash("digits")[:8] in cached.name and cached.name.endswith("-20.safetensors")
+    changed = data.ImageSet(few.images + 1, few.labels, few.class_names)
+    with pytest.raises(pytest.fail.Exception, match="extracted again"):
+        metrics.describe_real(changed, "digits", tmp_path)
+
+
+def test_thumbnails_average_to_32_pixels():
+    big = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    big[:, :, ::2] = 100
+    assert metrics.thumbnails(big).shape == (1, 3, 32, 32) and (metrics.thumbnails(big) == 50).all()
+    assert metrics.thumbnails(big[..., :8, :8]) is not None and metrics.thumbnails(big[..., :8, :8]).shape[-1] == 8

@@ -1,0 +1,98 @@
+"""From a run folder to a record: interrupted, resumed, with other extractors, on a folder of one's own."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from callkit import evaluation, records, sampling, training
+from callkit.__main__ import main
+from callkit.config import make_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    list(training.train(make_config(profile="smoke", channels=8), folder))
+    return folder / training.CHECKPOINT
+
+
+def scores(path):
+    return json.loads(path.read_text())["metrics"]
+
+
+def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 32)  # 100 images: four batches
+    whole = evaluation.evaluate_run(run, results=tmp_path / "whole")
+    steps = []
+    ddim = sampling.ddim
+
+    def counted(model, schedule, x, y, *args):
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        steps.append(len(y))
+        return ddim(model, schedule, x, y, *args)
+
+    monkeypatch.setattr(sampling, "ddim", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate_run(run, results=tmp_path / "parts")
+    steps[:] = [0] * 3  # never two again
+    path = evaluation.evaluate_run(run, results=tmp_path / "parts")
+    assert steps[3:] == [32, 4], "two batches were there already"
+    assert scores(path) == scores(whole)
+    assert list((tmp_path / "parts").iterdir()) == [path]
+
+
+def test_another_checkpoint_does_not_find_the_parts_of_the_first(run, tmp_path, monkeypatch):
+    seen = []
+    describe = evaluation.describe_samples
+    monkeypatch.setattr(evaluation, "describe_samples", lambda *a: seen.append(a[7]) or describe(*a))
+    for weights, guidance in (("theta", 1.0), ("theta_g", 1.0), ("theta", 1.5)):
+        evaluation.evaluate_run(run, weights, tmp_path, guidance_scale=guidance)
+    assert len(set(seen)) == 3
+
+
+def test_an_extractor_is_named_in_the_record_and_its_file(run, tmp_path, capsys):
+    images = tmp_path / "png"
+    arguments = ["evaluate", str(run), "--device", "cpu", "--weights", "theta", "--results", str(tmp_path / "r")]
+    main([*arguments, "--extractor", "lite0", "--save-images", str(images)])
+    (path,) = (tmp_path / "r").glob("*.json")
+    record = json.loads(path.read_text())
+    assert path.name.endswith("-lite0-theta.json") and record["evaluation"]["extractor"] == "lite0"
+    main(arguments)
+    rows = records.table(records.load_records(tmp_path / "r")).splitlines()[2:]
+    assert len(rows) == 2, "scores of two extractors share no row"
+    files = sorted((images / "theta").iterdir())
+    assert len(files) == 100 and files[0].name == "000-000000.png" and files[-1].name == "009-000099.png"
+    assert Image.open(files[0]).size == (8, 8)
+    with pytest.raises(SystemExit, match="error: unknown extractor 'vgg'; known: digits, lite0, inception"):
+        main([*arguments, "--extractor", "vgg"])
+
+
+def test_your_own_folder_from_pictures_to_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    g = torch.Generator().manual_seed(0)
+    for c, (name, n) in enumerate((("owl", 12), ("tit", 9), ("jay", 6))):
+        for i in range(n):
+            folder = tmp_path / "birds" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            mode, size = (("RGB", (40, 30)), ("L", (25, 25)), ("RGBA", (16, 48)))[i % 3]
+            pixels = torch.randint(60 * c, 60 * c + 90, (size[1], size[0], len(mode)), generator=g, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy().squeeze(), mode).save(folder / f"{i}.png")
+    small = ["channels=8", "image_size=16", "channel_mult=1,2", "attention_levels=1,"]
+    data_set = ["--dataset", "imagefolder:birds", "--imbalance-ratio", "natural", "--profile", "smoke"]
+    main(["train", *data_set, "--method", "call", "--device", "cpu", "--set", *small])
+    run = "runs/imagefolder-birds-irnatural/call-smoke/seed0"
+    main(["sample", run, "--device", "cpu", "--per-class", "2"])
+    main(["evaluate", run, "--device", "cpu"])
+    theta, _ = sorted(records.load_records(run), key=lambda r: r["run"]["weights"])
+    assert theta["evaluation"]["extractor"] == "lite0" and "not of one size" in theta["evaluation"]["reference"]
+    assert theta["run"]["class_counts"] == [6, 12, 9] and theta["copies"] == {}
+    assert {"overall", "many", "few", "class-2"} <= theta["metrics"].keys()
+    capsys.readouterr()
+    main(["table", run])
+    assert "| imagefolder:birds | natural | smoke | call, " in capsys.readouterr().out
+    (tmp_path / "birds" / "owl" / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match=r"error: birds/owl/broken.png cannot be read as an image"):
+        main(["train", *data_set, "--run", "again", "--device", "cpu", "--set", *small])
