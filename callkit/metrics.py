@@ -81,7 +81,7 @@ class Lite0Extractor(FeatureExtractorBase):
 
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(lite0_weights(), map_location="cpu", weights_only=True))
-        self.eval().requires_grad_(False)
+        self.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # twice as fast on a CPU
 
     @staticmethod
     def get_provided_features_list():
@@ -102,7 +102,8 @@ class Lite0Extractor(FeatureExtractorBase):
     def forward(self, images):
         x = (images.float() - 127) / 128
         x = F.interpolate(x, (self.SIZE, self.SIZE), mode="bilinear", antialias=True, align_corners=False)
-        x = self.network.extract_features(x.expand(-1, 3, -1, -1)).mean((2, 3))
+        x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.network.extract_features(x).mean((2, 3))
         features = {"1280": x, "logits": self.network._fc(x)}
         return tuple(features[name] for name in self.features_list)
 
@@ -216,11 +217,10 @@ def thumbnails(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def describe(
-    images: Tensor, extractor: str = "digits", device: str = "cpu", batch_size: int = 250, progress: bool = False
-) -> Description:
+def describe(images: Tensor, extractor: str = "digits", device: str = "cpu", progress: bool = False) -> Description:
     """Extract the features of uint8 images (N, C, H, W), in batches, on `device`; the result is on the CPU."""
     network = _extractor(extractor).to(device)
+    batch_size = 50 if device == "cpu" else 500  # on a CPU what fits into its caches is fastest
     parts = []
     with tqdm(total=len(images), desc=f"{extractor} features", unit="img", disable=not progress) as bar:
         for part in images.split(batch_size):
