@@ -58,10 +58,19 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
+def to_json(value):
+    """`value` with NaN as null, for strict JSON."""
+    if isinstance(value, dict):
+        return {k: to_json(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [to_json(v) for v in value]
+    return None if value != value else value
+
+
 def write_json(path: Path, value) -> None:
-    """Atomic: a reader sees the old file or the new one, never half of it."""
+    """Atomic: a reader sees the old file or the new one, never half of it. NaN becomes null."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(json.dumps(to_json(value), indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
 
 
@@ -117,7 +126,7 @@ def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
     for value in records:
         for key in keys:
             value = value[key]
-        values.append(value)
+        values.append(float("nan") if value is None else value)
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 

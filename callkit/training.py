@@ -178,13 +178,6 @@ def save_released(checkpoint: str | Path, path: str | Path) -> None:
     save_checkpoint(Path(path), {k: v for k, v in tensors.items() if k.startswith("ema.")}, metadata)
 
 
-def _to_json(value):
-    """NaN as null: strict JSON."""
-    if isinstance(value, list):
-        return [_to_json(v) for v in value]
-    return None if value != value else value
-
-
 def read_log(path: str | Path) -> list[StepRecord]:
     """The step records in a run's log.jsonl; none if it does not exist yet."""
 
@@ -200,7 +193,7 @@ def read_log(path: str | Path) -> list[StepRecord]:
 
 
 def _log_line(record: StepRecord) -> str:
-    return json.dumps({k: _to_json(v) for k, v in record.__dict__.items()}) + "\n"
+    return json.dumps(records.to_json(record.__dict__), allow_nan=False) + "\n"
 
 
 def _same_run(config: TrainConfig, saved: dict, path: Path) -> None:

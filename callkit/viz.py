@@ -166,6 +166,38 @@ def class_changes(rows: dict[str, dict[str, tuple]], ylabel: str, splits: dict[s
     return figure
 
 
+def divergence_curves(runs: dict[str, list[dict]], diverged: set[str], split: str = "few") -> Figure:
+    """D of one split during training, one line a run: runs[name] = curves, as in a record's training.curve. A cross
+    ends the lines of the names in `diverged`, whose runs were stopped."""
+    figure, axes = _figure(figsize=(6.4, 3.6))
+    for (name, curves), color in zip(runs.items(), (VERMILION, ORANGE, PURPLE, SKY, BLUE, GREEN), strict=False):
+        for i, curve in enumerate(curves):
+            values = np.array(curve[f"distance_{split}"], dtype=float)
+            axes.plot(curve["step"], values, color=color, label=name if i == 0 else None)
+            if name in diverged:
+                axes.plot(curve["step"][-1], values[-1], "x", color=color, markersize=8, markeredgewidth=2)
+    axes.set(xlabel="training step", ylabel=f"distance D, {split.capitalize()}", yscale="log")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def variant_dots(rows: dict[str, dict[str, list[float]]], xlabel: str = "FID (lower is better)") -> Figure:
+    """One panel per split, one line per variant, one dot per seed: rows[variant][split] = values. The first variant's
+    range is shaded through all lines."""
+    splits = list(next(iter(rows.values())))
+    figure, panels = _figure(1, len(splits), figsize=(7.2, 0.32 * len(rows) + 1.1), sharey=True)
+    for axes, split in zip(panels, splits, strict=True):
+        first = next(iter(rows.values()))[split]
+        axes.axvspan(min(first), max(first), color=INK, alpha=0.2, linewidth=0)
+        for at, by_split in enumerate(rows.values()):
+            axes.plot(by_split[split], [at] * len(by_split[split]), "o", color=SPLIT_COLORS.get(split, INK), alpha=0.8)
+        axes.set(xlabel=xlabel if split == splits[len(splits) // 2] else "", title=split.capitalize())
+        axes.margins(x=0.15)
+    panels[0].set_yticks(range(len(rows)), rows)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
 def signed_mass(mass, splits: dict[str, list[int]]) -> Figure:
     """Bars of each class's share of the coefficient of D, up where it pulls together, down where it pushes apart."""
     figure, axes = _figure()

@@ -220,3 +220,4 @@ pd.DataFrame(
 # ```
 #
 # **Take-away.** "Minorities are more sensitive to pruning" holds or fails with the images it is measured on.
+# **Next.** {doc}`05_a_floor_for_the_loss`: why the loss needs a bound.

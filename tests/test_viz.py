@@ -26,6 +26,8 @@ def test_figures_are_returned_not_left_open():
         viz.image_rows([torch.zeros(n, c, 8, 8, dtype=torch.uint8) for n, c in ((3, 1), (2, 3))], ["grey", "colour"]),
         viz.split_bars({"DDPM": {"many": (1.0, 0.1), "few": (40.0, float("nan"))}}),
         viz.distance_curves([curve], bound=0.1),
+        viz.divergence_curves({"printed": [curve], "bounded": [curve]}, {"printed"}),
+        viz.variant_dots({"DDPM": {"many": [2.0, 2.2], "few": [30.0]}, "CALL": {"many": [2.1], "few": [28.0, 29.0]}}),
         viz.signed_mass(np.array([1.0, -0.001, -0.02]), {"many": [0], "medium": [1], "few": [2]}),
         viz.distance_map(np.array([[1e-5, 1e-4], [0.1, 0.2]]), [20, 900]),
         viz.dial_curves([0.0, 1.0], {"many": [2.0, 2.0], "few": [300.0, 30.0]}),
