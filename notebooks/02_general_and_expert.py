@@ -250,8 +250,9 @@ show(fid)
 viz.split_bars(fid)
 # %% [markdown]
 # On Many the two networks of CALL agree within a standard deviation. On Few, $\theta^g$ is an order of magnitude
-# worse: what CALL knows about the minorities is in the expert. How much of it is there differs from seed to seed (look at
-# the standard deviation), but that it is there does not.
+# worse: it takes the expert to draw minorities. By how much differs from seed to seed (look at the standard deviation),
+# that it does not. Whether the expert therefore *holds* what is known about minorities, as the paper reads its own such
+# table, is another question, which {doc}`06_inside_the_expert` puts to the test.
 #
 # Is $\theta$ better than DDPM? The same seed means the same images, timesteps and noise in training and the same noise in
 # sampling, so we may compare seed by seed:
@@ -392,6 +393,6 @@ print(
 # ```{solution-end}
 # ```
 #
-# **Take-away.** Low rank reserves, the signed class weight allocates, and the bound is what makes it stable: the
-# minorities' knowledge moves into $\theta^e$, where the majorities do not overwrite it.
+# **Take-away.** Low rank reserves, the signed class weight allocates, and the bound is what makes it stable: majorities
+# are drawn without $\theta^e$, minorities only with it.
 # **Next.** {doc}`03_training`: train it yourself.

@@ -179,3 +179,17 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         records.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_readme_shows_what_the_records_say():
+    lines = (records.REPOSITORY / "README.md").read_text().splitlines()
+    start = lines.index("| method | weights | many | medium | few | overall |")
+    shown = [x.strip("| ").split(" | ") for x in lines[start + 2 :][: lines[start + 2 :].index("")]]
+    assert len(shown) == 5
+    for method, weights, *cells in shown:
+        found = records.load_records(
+            dataset="digits", imbalance_ratio=50, profile="cpu", method=method, weights=weights, overrides={},
+            guidance_scale=1,
+        )  # fmt: skip
+        assert [r["run"]["seed"] for r in found] == [0, 1, 2]
+        assert records.table(found).splitlines()[2].endswith("| " + " | ".join(cells) + " |")
