@@ -118,7 +118,7 @@ viz.spectra(by_kind)
 offset = probes.offset(model, real.train, schedule)
 pd.DataFrame(
     {
-        "number": offset.mean.numpy().round(3),
+        "number": offset.mean.numpy().round(3) + 0.0,  # no -0.0
         "share of D that it explains": [f"{s:.0%}" for s in offset.share],
     }
 ).rename_axis("class").T
