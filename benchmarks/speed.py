@@ -14,31 +14,43 @@ from statistics import median
 import torch
 from tqdm.auto import tqdm
 
-from callkit import data, records
+from callkit import augment, data, records
 from callkit.allocation import AllocationLoss
 from callkit.capacity import merge
 from callkit.config import make_config
 from callkit.diffusion import NoiseSchedule
-from callkit.objectives import Batch, ddpm
+from callkit.objectives import OBJECTIVES, Batch
 from callkit.training import build_model
 
+# Training steps that differ in cost: re-sampling (RS) costs what DDPM does.
+STEPS = {
+    "DDPM": "ddpm",
+    "focal": "focal",
+    "ADA": "ada",
+    "CBDM": "cbdm",
+    "OC": "oc",
+    "CALL": "call",
+    "CBDM + CALL": "cbdm-call",
+    "OC + CALL": "oc-call",
+}
 BASELINES = {
     "sample, merged": "sample, plain",
     "sample, unmerged": "sample, plain",
-    "step, CALL": "step, DDPM",
+    **{f"step, {name}": "step, DDPM" for name in STEPS if name != "DDPM"},
 }
 
 
 def variants(batch_size: int) -> dict:
     """Name -> a function that runs it once. Sampling is one network evaluation: the sampler around it is the same."""
     torch.manual_seed(0)
-    config = make_config("digits", 50, "call", "cpu")
     plain, reserved = (build_model(make_config("digits", 50, m, "cpu"), 1, 10) for m in ("ddpm", "call"))
     merged = merge(reserved)
     x, y = torch.rand(batch_size, 1, 8, 8) * 2 - 1, torch.arange(batch_size) % 10
     t = torch.randint(1000, (batch_size,))
     schedule, generator = NoiseSchedule(), torch.Generator()
-    allocation = AllocationLoss(data.load_long_tailed("digits", 50).train.counts, bound=config.bound)
+    counts = data.load_long_tailed("digits", 50).train.counts
+    frequency = torch.tensor(counts / counts.sum(), dtype=torch.float32)
+    allocation = AllocationLoss(counts)
 
     def sample(model):
         def run():
@@ -47,15 +59,21 @@ def variants(batch_size: int) -> dict:
 
         return run
 
-    def step(model, call):
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+    def step(method):
+        config = make_config("digits", 50, method, "cpu")
+        model = build_model(config, 1, 10)
+        objective, optimiser = OBJECTIVES[config.base], torch.optim.Adam(model.parameters(), lr=1e-4)
 
         def run():
-            out = ddpm(
-                model.train(), Batch(x, y, y, torch.full((10,), 0.1)), schedule, generator.manual_seed(0), both=call
-            )
+            generator.manual_seed(0)
+            images, told = x, None
+            if config.augment:
+                warp = augment.draw(len(y), generator)
+                images, told = augment.apply(x, warp.matrix()), warp.condition()
+            batch = Batch(images, y, y, frequency, told)
+            out = objective(model.train(), batch, schedule, generator, both=config.call)
             loss = out.loss.mean()
-            if call:
+            if config.call:
                 loss = loss + allocation(out.eps, out.eps_general, y).loss.mean()
             optimiser.zero_grad()
             loss.backward()
@@ -67,8 +85,7 @@ def variants(batch_size: int) -> dict:
         "sample, plain": sample(plain),
         "sample, merged": sample(merged),
         "sample, unmerged": sample(reserved),
-        "step, DDPM": step(plain, False),
-        "step, CALL": step(reserved, True),
+        **{f"step, {name}": step(method) for name, method in STEPS.items()},
     }
 
 
