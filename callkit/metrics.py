@@ -33,7 +33,7 @@ except ImportError as error:
     raise ImportError("metrics need torch-fidelity: pip install 'callkit[metrics]'") from error
 
 NEIGHBORHOOD = 3  # k of Recall's nearest-neighbour balls (Kynkäänniemi et al., 2019)
-RECALL_BLOCK = 1000  # rows of the distance matrix at once: 50,000 x 50,000 images then need 0.2 GB, not 10
+RECALL_BLOCK = 1000  # rows of the distance matrix at once: 50,000 x 50,000 images then need about 1 GB, not 10 and more
 KID_SUBSET_SIZE = 1000  # or the smaller set's size
 
 
