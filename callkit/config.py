@@ -9,9 +9,10 @@ from callkit.allocation import BOUND_FORMS, PRESETS
 
 # The network and what goes with the images.
 _CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
+_SMALL = dict(channels=24, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1, flip=False)
 NETWORKS: dict[str, dict] = {
-    "digits": dict(channels=24, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1, flip=False),
-    "fashion-mnist": dict(channels=24, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1, flip=False),
+    "digits": _SMALL,
+    "fashion-mnist": _SMALL,
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "celeba-hq": _CIFAR | dict(attention_levels=(2,)),  # at 16 x 16, as for CIFAR

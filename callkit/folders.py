@@ -5,7 +5,6 @@ costs neither: the operating system reads the parts that are used.
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from callkit.records import replacing
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -76,13 +77,9 @@ def load_files(paths: list[Path], size: int, cache: Path) -> Tensor:
     path = cache / f"images-{size}-{key}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = cache / f".{path.name}.{os.getpid()}"
-        try:
+        with replacing(path) as temporary:
             array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), 3, size, size))
             for i, p in enumerate(tqdm(paths, desc="decoding, once", unit="img", disable=len(paths) < 1000)):
                 array[i] = decode(p, size)
             array.flush()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return torch.from_numpy(np.load(path, mmap_mode="c"))

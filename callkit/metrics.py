@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from callkit import data
+from callkit import data, records
 from callkit.digits_extractor import WEIGHTS, DigitsClassifier
 
 try:
@@ -37,8 +37,40 @@ RECALL_BLOCK = 1000  # rows of the distance matrix at once: 50,000 x 50,000 imag
 KID_SUBSET_SIZE = 1000  # or the smaller set's size
 
 
-class DigitsExtractor(FeatureExtractorBase):
+class OwnExtractor(FeatureExtractorBase):
+    """What torch-fidelity asks of an extractor with one layer of features, named `LAYER`, and "logits"."""
+
+    LAYER: str
+    INPUT: tuple[int, ...]  # shape of a batch of images that fits
+
+    @classmethod
+    def get_provided_features_list(cls):
+        return (cls.LAYER, "logits")
+
+    @classmethod
+    def get_default_feature_layer_for_metric(cls, metric):
+        return "logits" if metric == "isc" else cls.LAYER
+
+    @staticmethod
+    def can_be_compiled():
+        return True
+
+    @classmethod
+    def get_dummy_input_for_compile(cls):
+        return torch.zeros(cls.INPUT, dtype=torch.uint8)
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, images):
+        found = dict(zip(self.get_provided_features_list(), self.features_and_logits(images), strict=True))
+        return tuple(found[name] for name in self.features_list)
+
+
+class DigitsExtractor(OwnExtractor):
     """torch-fidelity's view of `digits_extractor`: uint8 (B, 1, 8, 8) to "64" features and "logits"."""
+
+    LAYER, INPUT = "64", (1, 1, 8, 8)
 
     def __init__(self, name, features_list, **kwargs):
         super().__init__(name, features_list)
@@ -46,33 +78,17 @@ class DigitsExtractor(FeatureExtractorBase):
         self.classifier.load_state_dict(load_file(WEIGHTS))
         self.eval().requires_grad_(False)
 
-    @staticmethod
-    def get_provided_features_list():
-        return ("64", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return {"isc": "logits", "fid": "64", "kid": "64", "prc": "64"}[metric]
-
-    @staticmethod
-    def can_be_compiled():
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile():
-        return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-
-    def forward(self, images):
-        features = dict(zip(("64", "logits"), self.classifier(data.to_float(images)), strict=True))
-        return tuple(features[name] for name in self.features_list)
+    def features_and_logits(self, images):
+        return self.classifier(data.to_float(images))
 
 
-class Lite0Extractor(FeatureExtractorBase):
+class Lite0Extractor(OwnExtractor):
     """EfficientNet-Lite0 (ImageNet), whose weights are a package: uint8 (B, C, H, W) to "1280" features and "logits".
 
     Images are resized to 96 x 96, grey ones repeated to three channels.
     """
 
+    LAYER, INPUT = "1280", (1, 3, 32, 32)
     SIZE = 96
 
     def __init__(self, name, features_list, **kwargs):
@@ -83,29 +99,12 @@ class Lite0Extractor(FeatureExtractorBase):
         self.network.load_state_dict(torch.load(lite0_weights(), map_location="cpu", weights_only=True))
         self.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # twice as fast on a CPU
 
-    @staticmethod
-    def get_provided_features_list():
-        return ("1280", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric):
-        return {"isc": "logits", "fid": "1280", "kid": "1280", "prc": "1280"}[metric]
-
-    @staticmethod
-    def can_be_compiled():
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile():
-        return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-
-    def forward(self, images):
+    def features_and_logits(self, images):
         x = (images.float() - 127) / 128
         x = F.interpolate(x, (self.SIZE, self.SIZE), mode="bilinear", antialias=True, align_corners=False)
         x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         x = self.network.extract_features(x).mean((2, 3))
-        features = {"1280": x, "logits": self.network._fc(x)}
-        return tuple(features[name] for name in self.features_list)
+        return x, self.network._fc(x)
 
 
 def lite0_weights() -> Path:
@@ -251,9 +250,8 @@ def describe_real(
     if not path.exists():
         described = describe(images.images, extractor, device, progress=progress)
         cache_folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}.{os.getpid()}")
-        save_file({k: v.contiguous() for k, v in described._asdict().items()}, temporary)
-        os.replace(temporary, path)
+        with records.replacing(path) as temporary:
+            save_file({k: v.contiguous() for k, v in described._asdict().items()}, temporary)
     return Description(**load_file(path))
 
 

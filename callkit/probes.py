@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from callkit import data, metrics, sampling
 from callkit.allocation import class_weights
-from callkit.capacity import expert_scale, expert_weights
+from callkit.capacity import LowRank, expert_scale, expert_weights
 from callkit.diffusion import NoiseSchedule
 from callkit.objectives import mse
 
@@ -73,6 +73,11 @@ def dial(
             yield DialPoint(scale, scores(model, real, per_class, seed))
 
 
+def _singular_values(expert: LowRank) -> Tensor:
+    """Of BA, largest first, as many as its rank."""
+    return torch.linalg.svdvals(expert.B @ expert.A)[: expert.B.shape[1]]
+
+
 class Spectrum(NamedTuple):
     """Singular values of one decomposed matrix, largest first."""
 
@@ -86,8 +91,7 @@ def spectra(model: nn.Module) -> dict[str, Spectrum]:
     found = {}
     for name, expert in expert_weights(model).items():
         general = model.get_submodule(name).parametrizations.weight.original.flatten(1)
-        values = torch.linalg.svdvals(expert.B @ expert.A)[: expert.B.shape[1]]
-        found[name] = Spectrum(values.numpy(), torch.linalg.svdvals(general).numpy())
+        found[name] = Spectrum(_singular_values(expert).numpy(), torch.linalg.svdvals(general).numpy())
     return found
 
 
@@ -100,10 +104,9 @@ def random_expert(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     control = copy.deepcopy(model)
     for expert in expert_weights(control).values():
-        values = torch.linalg.svdvals(expert.B @ expert.A)[: expert.B.shape[1]]
         left, _ = torch.linalg.qr(torch.randn(expert.B.shape, generator=generator))
         right, _ = torch.linalg.qr(torch.randn(expert.A.T.shape, generator=generator))
-        expert.B.copy_(left * values)
+        expert.B.copy_(left * _singular_values(expert))
         expert.A.copy_(right.T)
     return control
 

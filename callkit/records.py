@@ -9,6 +9,8 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -58,6 +60,17 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to: a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def to_json(value):
     """`value` with NaN as null, for strict JSON."""
     if isinstance(value, dict):
@@ -68,10 +81,9 @@ def to_json(value):
 
 
 def write_json(path: Path, value) -> None:
-    """Atomic: a reader sees the old file or the new one, never half of it. NaN becomes null."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(to_json(value), indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    """Atomic. NaN becomes null."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(to_json(value), indent=1, allow_nan=False) + "\n")
 
 
 def _git(*arguments: str) -> str | None:

@@ -6,7 +6,6 @@ timesteps and noise.
 """
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -116,10 +115,9 @@ def _stop_signal():
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
     """One safetensors file, metadata as JSON in its header, written under a temporary name and renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    save_file(tensors, temporary, metadata={"callkit": json.dumps(metadata)})
-    os.replace(temporary, path)
+    with records.replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"callkit": json.dumps(metadata)})
 
 
 def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
