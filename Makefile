@@ -1,22 +1,46 @@
-# The targets `book`, `test`, `lint`, `lab` and `notebooks` run in .venv, which the first of them makes.
+# All targets but `help` and `clean` run in .venv, which the first of them makes.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks lint lab clean
+.PHONY: help book archive check-book links test table sweep train-slice notebooks lint lab clean
 
 help: ## list the targets
 	@echo "make TARGET  (PYTHON=python3.12 for another interpreter)"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 book: $(STAMP) ## execute the notebooks and build _build/html/index.html  (OFFLINE=1: for pages that need no network)
 	@$(RUN) book/build.py
 
+archive: $(STAMP) ## the book as one file that opens without a network: _build/callkit-book.zip
+	@OFFLINE=1 $(RUN) book/build.py
+	@rm -f _build/callkit-book.zip
+	@$(RUN) -m zipfile -c _build/callkit-book.zip _build/html LICENSE LICENSE-TEXT
+	@echo "archive: _build/callkit-book.zip"
+
+check-book: archive ## look at every page in a headless browser (needs Chromium or Chrome)
+	@BOOK=_build/html $(RUN) -m pytest tests/test_browser.py
+
+links: book ## check the book's links to other sites
+	@$(VENV)/bin/jupyter-book build _build/src --toc $(CURDIR)/_build/src/book/_toc.yml \
+		--path-output _build/links --builder linkcheck
+
 test: $(STAMP) ## run the tests
 	@echo "test: running pytest in $(VENV)"
 	@$(RUN) -m pytest
+
+table: $(STAMP) ## every table and result figure from the records alone, into _build/tables
+	@$(RUN) -m callkit table --out _build/tables
+
+sweep: $(STAMP) ## train and evaluate a grid of runs: GRID=digits  (PROFILE=slurm: on a cluster; REPORT=1: a page for each run)
+	@$(RUN) -m snakemake --snakefile sweeps/Snakefile --profile sweeps/profiles/$(or $(PROFILE),local) \
+		--config grid=$(GRID) report=$(REPORT)
+
+train-slice: $(STAMP) ## train methods side by side for MINUTES=10 and measure them  (PROFILE, DATASET, IR, METHODS, ARGS)
+	@$(RUN) sweeps/train_slice.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROFILE),--profile $(PROFILE)) \
+		$(if $(DATASET),--dataset $(DATASET)) $(if $(IR),--imbalance-ratio $(IR)) $(if $(METHODS),--methods $(METHODS)) $(ARGS)
 
 notebooks: $(STAMP) ## regenerate notebooks/*.ipynb from notebooks/*.py
 	@$(RUN) book/pair.py

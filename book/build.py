@@ -5,7 +5,7 @@
     _build/html      the book
 
 Nothing executed touches the tracked files. A second build does only what has changed: a notebook is
-executed again when its source, its parameters, callkit/ or results/ differ, and the pages are rendered
+executed again when its source, its parameters, callkit/, results/ or benchmarks/ differ, and the pages are rendered
 again when anything does.
 
 Environment: OFFLINE=1 puts MathJax into the pages, which then need no network.
@@ -15,16 +15,19 @@ import base64
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import metadata
 from pathlib import Path
 
 import yaml
-from pair import pair
+from pair import github_repository, pair
 
 ROOT = Path(__file__).resolve().parents[1]
 # Relative to ROOT, where main() goes: no page can then hold the builder's own paths.
@@ -36,7 +39,7 @@ OFFLINE = os.environ.get("OFFLINE") == "1"
 # What the build passes to which notebook. A name that its `parameters` cell lacks is an error.
 PARAMETERS: dict[str, dict] = {
     # a slice of training, from the start on each build
-    "03_training": {"minutes": 0.5, "run": str(BUILD / "runs" / "03_training")},
+    "05_training": {"minutes": 0.5, "run": str(BUILD / "runs" / "05_training")},
 }
 
 
@@ -63,7 +66,7 @@ def digest(paths: list[Path], salt: str = "") -> str:
 def execute(names: list[str]) -> None:
     """Bring _build/executed up to date with the notebooks `names`."""
     EXECUTED.mkdir(parents=True, exist_ok=True)
-    keys, shared = {}, files(Path("callkit")) + files(Path("results"))
+    keys, shared = {}, [path for folder in ("callkit", "results", "benchmarks") for path in files(Path(folder))]
     for name in names:
         source = Path("notebooks", f"{name}.py")
         if not source.exists():
@@ -80,8 +83,7 @@ def execute(names: list[str]) -> None:
         print(f"book: {len(names)} notebooks unchanged")
         return
 
-    # Imported here: a second is too long for a build that has nothing to execute.
-    import papermill
+    import papermill  # here: a second is too long for a build that has nothing to execute
 
     shutil.rmtree(BUILD / "runs", ignore_errors=True)
     generated = BUILD / "generated"
@@ -94,34 +96,45 @@ def execute(names: list[str]) -> None:
             absent = ", ".join(sorted(unknown))
             sys.exit(f"book: notebooks/{name}.py has no parameter {absent} (PARAMETERS, book/build.py)")
 
-    for number, name in enumerate(names, 1):
-        print(f"book: [{number}/{len(names)}] notebooks/{name}", end="", flush=True)
-        if name not in stale:
-            print("  unchanged")
-            continue
-        started, partial = time.perf_counter(), EXECUTED / f"{name}.partial.ipynb"
-        try:
-            papermill.execute_notebook(
-                generated / f"{name}.ipynb",
-                partial,
-                PARAMETERS.get(name, {}),
-                cwd=".",
-                kernel_name="python3",
-                progress_bar=False,
-                extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks are not the notebook's
-            )
-        except papermill.PapermillExecutionError as error:
-            sys.exit(f"\n{error}\nbook: notebooks/{name} failed; what it showed until then is in {partial}")
-        partial.replace(EXECUTED / f"{name}.ipynb")
-        (EXECUTED / f"{name}.key").write_text(keys[name])
-        print(f"  {time.perf_counter() - started:.0f} s", flush=True)
+    cores = os.cpu_count() or 1
+    workers = min(len(stale), cores, 4)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // workers))  # the kernels inherit it
+    print(f"book: executing {len(stale)} of {len(names)} notebooks, {workers} at a time", flush=True)
+    with ProcessPoolExecutor(workers) as pool:
+        running = {pool.submit(execute_one, name): name for name in names if name in stale}
+        for number, done in enumerate(as_completed(running), 1):
+            name = running[done]
+            try:
+                seconds = done.result()
+            except RuntimeError as error:
+                pool.shutdown(cancel_futures=True)
+                partial = EXECUTED / f"{name}.partial.ipynb"
+                sys.exit(f"{error}\nbook: notebooks/{name} failed; what it showed until then is in {partial}")
+            (EXECUTED / f"{name}.key").write_text(keys[name])
+            print(f"book: [{number}/{len(running)}] notebooks/{name}  {seconds:.0f} s", flush=True)
 
 
-def github_repository() -> str | None:
-    """owner/name of the git remote `origin`, if that is on GitHub."""
-    git = subprocess.run(["git", "remote", "get-url", "origin"], capture_output=True, text=True)
-    match = re.search(r"github\.com[:/]([\w.-]+/[\w.-]+?)(\.git)?/?$", git.stdout.strip())
-    return match and match[1]
+def execute_one(name: str) -> float:
+    """Execute a notebook of _build/generated; the seconds that it took. RuntimeError if one of its cells fails."""
+    import papermill
+
+    started, partial = time.perf_counter(), EXECUTED / f"{name}.partial.ipynb"
+    try:
+        papermill.execute_notebook(
+            BUILD / "generated" / f"{name}.ipynb",
+            partial,
+            PARAMETERS.get(name, {}),
+            cwd=".",
+            kernel_name="python3",
+            progress_bar=False,
+            # The kernel's own remarks are not the notebook's; and that it is interrupted, before it ends, is no error.
+            extra_arguments=["--log-level=CRITICAL"],
+            store_widget_state=False,  # a page has no kernel: it shows a slider's frames
+        )
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(str(error)) from None  # as it is, it would not survive the way to another process
+    partial.replace(EXECUTED / f"{name}.ipynb")
+    return time.perf_counter() - started
 
 
 def add_mathjax(static: Path) -> None:
@@ -151,6 +164,36 @@ def save_figures(notebook: Path, folder: Path) -> None:
                 (folder / tag.removeprefix("save:")).write_bytes(base64.b64decode(image))
 
 
+def processor() -> str:
+    """What the notebooks ran on, as far as the machine tells."""
+    told = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*: (.+)", told.read_text(), re.M) if told.exists() else []
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def statistics(names: list[str]) -> str:
+    """A table of how long each executed notebook took, from the metadata that papermill left in it."""
+    lines, total = ["| chapter | seconds | of these its longest cell | executed |", "|---|---:|---:|---|"], 0.0
+    for name in names:
+        notebook = json.loads((EXECUTED / f"{name}.ipynb").read_text())
+        run, cells = notebook["metadata"]["papermill"], notebook["cells"]
+        longest = max(cell["metadata"].get("papermill", {}).get("duration") or 0 for cell in cells)
+        total += run["duration"]
+        lines.append(
+            f"| {{doc}}`../notebooks/{name}` | {run['duration']:.0f} | {longest:.0f} | {run['end_time'][:10]} |"
+        )
+    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "numpy", "matplotlib"))
+    return "\n".join(
+        [
+            *lines,
+            f"| all | {total:.0f} | | |",
+            "",
+            f"{processor()}; Python {platform.python_version()}, {versions}.",
+            "",
+        ]
+    )
+
+
 def stage(names: list[str]) -> None:
     """Fill _build/src."""
     shutil.rmtree(SRC, ignore_errors=True)
@@ -159,12 +202,17 @@ def stage(names: list[str]) -> None:
     for name in names:
         shutil.copy2(EXECUTED / f"{name}.ipynb", SRC / "notebooks")
         save_figures(EXECUTED / f"{name}.ipynb", SRC / "book/_figures")
+    for name in ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"):  # which pages of prose include
+        shutil.copy2(name, SRC)
+    (SRC / "book/_statistics.md").write_text(statistics(names))
     config = yaml.safe_load(Path("_config.yml").read_text())
     config["execute"]["execute_notebooks"] = "off"
     if repository := github_repository():
-        config["repository"] = {"url": f"https://github.com/{repository}", "branch": "main"}
+        config["repository"] = {"url": repository, "branch": "main"}
         config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
         config["html"] |= dict(use_repository_button=True, use_edit_page_button=True, use_issues_button=True)
+    else:
+        print("book: no buttons for Colab and GitHub: pyproject.toml has no Repository in [project.urls]")
     if OFFLINE:
         add_mathjax(SRC / "book/_static")
         config["sphinx"]["config"]["mathjax_path"] = "mathjax/tex-chtml.js"
@@ -196,7 +244,7 @@ def main() -> None:
     names = [Path(document).name for document in contents if document.startswith("notebooks/")]
     execute(names)
     stage(names)
-    key, rendered = digest(files(SRC)), BUILD / "html.key"
+    key, rendered = digest(files(SRC) + files(Path("callkit"))), BUILD / "html.key"
     pages = [HTML / "index.html"] + [HTML / f"{document}.html" for document in contents]
     if rendered.exists() and rendered.read_text() == key and all(page.exists() for page in pages):
         print("book: pages unchanged")

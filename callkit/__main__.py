@@ -5,40 +5,54 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
-from callkit import config, records, training
+from callkit import checkpoints, config, distributed, live, records, training
+
+STOPPED = 75  # exit status of a run that can go on: the shell's "temporary failure"
 
 
-def _add_train(commands) -> None:
+def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profiles=config.PROFILES):
     p = commands.add_parser("train", help="train a model, or go on with one that was stopped")
-    names = ", ".join(name for name in config.NETWORKS if name != "imagefolder")
-    p.add_argument("--dataset", default="digits", help=f"one of {names}, or imagefolder:PATH for your own images")
+    names = ", ".join(name for name in networks if name != "imagefolder")
+    p.add_argument(
+        "--dataset",
+        default="digits",
+        help=f"one of {names}, or imagefolder:PATH for your own images (default: %(default)s)",
+    )
     p.add_argument(
         "--imbalance-ratio",
-        type=_imbalance_ratio,
+        type=imbalance_ratio,
         default=50,
-        help="largest class / smallest class; 1 is balanced, and natural keeps all images",
+        help="largest class / smallest class; 1 is balanced, and natural keeps all images (default: %(default)s)",
     )
-    p.add_argument("--method", default="call", help=f"one of {', '.join(config.METHODS)}")
-    p.add_argument("--profile", default="cpu", help=f"one of {', '.join(config.PROFILES)}")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--method", default="call", help=f"one of {', '.join(methods)} (default: %(default)s)")
+    p.add_argument("--profile", default="cpu", help=f"size of the run: {', '.join(profiles)} (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random in training (default: %(default)s)")
     p.add_argument(
-        "--allocation", default="bounded", help=f"preset of the allocation loss: {', '.join(config.PRESETS)}"
+        "--allocation",
+        default="bounded",
+        help=f"preset of the allocation loss: {', '.join(config.PRESETS)} (default: %(default)s)",
     )
     p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting of TrainConfig")
-    p.add_argument("--run", type=Path, help="run folder (default: runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>)")
+    p.add_argument(
+        "--run",
+        type=Path,
+        help="run folder (default: runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>[-NAME=VALUE of each --set])",
+    )
     p.add_argument("--minutes", type=float, help="stop after that long with a checkpoint; run again to go on")
     p.add_argument("--data-root", type=Path, default=Path("data"), help="where downloaded data sets are")
-    _add_device(p)
-    p.set_defaults(command=train)
+    p.add_argument("--compile", action="store_true", help="torch.compile the network, on a GPU with CUDA graphs")
+    p.add_argument("--tensorboard", action="store_true", help="also write curves to RUN/tensorboard")
+    add_device(p)
+    p.set_defaults(command=train, make_config=config.make_config, go=training.train, root=Path("runs"))
+    return p
 
 
-def _imbalance_ratio(text: str) -> float | None:
+def imbalance_ratio(text: str) -> float | None:
     return None if text == "natural" else float(text)
 
 
-def _add_device(p) -> None:
+def add_device(p) -> None:
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
@@ -58,25 +72,34 @@ def _value(text: str):
     return text
 
 
-def train(a) -> None:
-    overrides = {}
-    for pair in a.set:
+def settings(pairs: list[str]) -> dict:
+    """What `--set` was given, by name."""
+    found = {}
+    for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, got {pair!r}")
-        overrides[name] = _value(value)
-    c = config.make_config(a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed, a.allocation, **overrides)
-    run = a.run or records.run_folder(c)
+        found[name] = _value(value)
+    return found
+
+
+def train(a) -> None:
+    overrides = settings(a.set)
+    c = a.make_config(a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed, a.allocation, **overrides)
+    run = a.run or records.run_folder(c, a.root)
     words = f"{c.method} on {c.dataset}, IR {records.ratio_word(c.imbalance_ratio)}, profile {c.profile}, seed {c.seed}"
-    print(f"{words}: {c.steps:,} steps -> {run}")
-    with tqdm(total=c.steps, initial=training.steps_done(run), unit="step") as bar:
-        for record in training.train(c, run, a.device, a.minutes, a.data_root):
-            bar.update(record.step - bar.n)
-            bar.set_postfix(loss=f"{record.base_loss:.4f}", allocation=f"{record.allocation_loss:.4f}")
-    print(f"checkpoint: {run / training.CHECKPOINT}")
+    steps = a.go(c, run, a.device, a.minutes, a.data_root, a.compile)
+    if distributed.rank() > 0:
+        for _ in steps:
+            pass
+        return
+    print(f"{words}: {c.steps:,} steps -> {run}", flush=True)
+    for _ in live.follow(steps, c, run, a.tensorboard):
+        pass
+    print(f"checkpoint: {run / checkpoints.CHECKPOINT}")
 
 
-def _add_evaluate(commands) -> None:
+def add_evaluate(commands):
     p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--weights", nargs="+", help="theta, theta_g or both (default: both with CALL, else theta)")
@@ -85,22 +108,24 @@ def _add_evaluate(commands) -> None:
     p.add_argument("--save-images", type=Path, help="also write every generated image to this folder, as PNG")
     p.add_argument("--results", type=Path, help="folder for the records (default: the run folder)")
     p.add_argument("--data-root", type=Path, default=Path("data"))
-    _add_device(p)
-    p.set_defaults(command=evaluate)
+    add_device(p)
+    p.set_defaults(command=evaluate, load_model=checkpoints.load_model, kind=config.TrainConfig)
+    return p
 
 
-def _checkpoint(run: Path) -> Path:
-    return run / training.CHECKPOINT if run.is_dir() else run
+def checkpoint_of(run: Path) -> Path:
+    return run / checkpoints.CHECKPOINT if run.is_dir() else run
 
 
 def evaluate(a) -> None:
     from callkit.evaluation import evaluate_run, record_divergence
 
-    if (a.run / training.DIVERGED).exists():
-        paths = [record_divergence(a.run, a.results)]
+    leader = distributed.rank() == 0
+    if (a.run / checkpoints.DIVERGED).exists():
+        paths = [record_divergence(a.run, a.results, a.kind)] if leader else []
     else:
-        checkpoint = _checkpoint(a.run)
-        weights = a.weights or training.available_weights(checkpoint)
+        checkpoint = checkpoint_of(a.run)
+        weights = a.weights or checkpoints.available_weights(checkpoint)
         paths = [
             evaluate_run(
                 checkpoint,
@@ -111,23 +136,27 @@ def evaluate(a) -> None:
                 a.guidance_scale,
                 a.extractor,
                 a.save_images / w if a.save_images else None,
-                progress=True,
+                progress=leader,
+                load_model=a.load_model,
             )
             for w in weights
         ]
+    if not leader:
+        return
     print(records.table([records.read_record(p) for p in paths]))
     print("records:", *paths, sep="\n  ")
 
 
-def _add_sample(commands) -> None:
+def add_sample(commands):
     p = commands.add_parser("sample", help="write a picture of samples, one row per class")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--out", type=Path, default=Path("samples.png"))
     p.add_argument("--per-class", type=int, default=10)
     p.add_argument("--weights", default="theta", help="theta or theta_g")
     p.add_argument("--seed", type=int, default=0)
-    _add_device(p)
+    add_device(p)
     p.set_defaults(command=sample)
+    return p
 
 
 def sample(a) -> None:
@@ -136,9 +165,9 @@ def sample(a) -> None:
     from callkit import sampling
     from callkit.diffusion import NoiseSchedule
 
-    checkpoint = _checkpoint(a.run)
-    model, c = training.load_model(checkpoint, a.weights, a.device)
-    size = training.load_checkpoint(checkpoint, tensors=False)[1]["image_size"]
+    checkpoint = checkpoint_of(a.run)
+    model, c = checkpoints.load_model(checkpoint, a.weights, a.device)
+    size = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]["image_size"]
     options = config.SAMPLING[c.profile]
     images = sampling.sample(
         model,
@@ -154,30 +183,37 @@ def sample(a) -> None:
     print(a.out)
 
 
-def _add_table(commands) -> None:
+def add_table(commands) -> None:
     p = commands.add_parser("table", help="tables from records, mean ± standard deviation over seeds")
-    p.add_argument("results", type=Path, nargs="?", help="folder of records (default: the repository's results/)")
+    p.add_argument("results", type=Path, nargs="*", help="folders of records (default: the repository's results/)")
     p.add_argument("--metric", default="fid", choices=("fid", "kid", "recall", "precision", "is"))
     p.add_argument("--paper", type=int, choices=records.PAPER_TABLES, help="set ours beside this table of the paper")
+    p.add_argument("--out", type=Path, help="write every table and result figure to this folder instead")
     p.set_defaults(command=table)
 
 
 def table(a) -> None:
-    if a.paper:
-        print(records.beside_the_paper(a.paper, records.load_records(a.results)))
-        return
-    found = records.load_records(a.results) + records.load_records(a.results, diverged=True)
-    if not found:
-        raise ValueError(f"no records in {a.results or records.results_folder()}")
-    print(records.table(found, a.metric))
+    folders = a.results or [records.results_folder()]
+    finished, diverged = ([r for f in folders for r in records.load_records(f, diverged=d)] for d in (False, True))
+    if a.out and finished:
+        from callkit import tables
+
+        written = tables.write(finished, diverged, a.out)
+        print(f"{len(finished) + len(diverged)} records -> {len(written)} files in {a.out}")
+    elif a.paper:
+        print(records.beside_the_paper(a.paper, finished))
+    elif finished or diverged:
+        print(records.table(finished + diverged, a.metric))
+    else:
+        raise ValueError(f"no records in {', '.join(map(str, folders))}")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = "python -m callkit", about: str = __doc__, adders=None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m callkit", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=prog, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_sample, _add_table):
+    for add in adders or (add_train, add_evaluate, add_sample, add_table):
         add(commands)
     a = parser.parse_args(argv)
     if getattr(a, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
@@ -185,11 +221,16 @@ def main(argv: list[str] | None = None) -> None:
     if getattr(a, "threads", None):
         torch.set_num_threads(a.threads)
     try:
-        a.command(a)
-    except (ValueError, OSError, training.TrainingError) as error:
+        if a.command in (train, evaluate):
+            with distributed.started(a.device) as a.device:
+                a.command(a)
+        else:
+            a.command(a)
+    except (ValueError, OSError, checkpoints.TrainingError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stopped:
-        sys.exit(str(stopped) or "stopped")
+        print(str(stopped) or "stopped", file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def saturate(distance: Tensor, bound: float | Tensor | None) -> Tensor:
     return distance if bound is None else -bound * torch.expm1(-distance / bound)
 
 
-BOUND_FORMS = ("exponential", "cap", "relative")  # of phi; Chapter 05 compares them
+BOUND_FORMS = ("exponential", "cap", "relative")  # of phi; Chapter 07 compares them
 
 
 class AllocationOutput(NamedTuple):
@@ -39,13 +39,13 @@ class AllocationLoss:
         lambda (consistency omega_Con D - diversity omega_Div phi(D))
 
     With phi(D) = D, the printed loss, any class with omega_Con < omega_Div gains without limit by pushing
-    D up, and training diverges (Chapter 05). A bounded phi has the same gradient near D = 0 and a floor:
+    D up, and training diverges (Chapter 07). A bounded phi has the same gradient near D = 0 and a floor:
 
     bound_form     "exponential" is `saturate`; "cap" is min(D, b); "relative" is `saturate` with b times the
                    sample's base loss in place of b
     stop_gradient  compare theta^g with a constant theta, so that the loss moves theta^g alone
     centred        D of the difference *without its mean over pixels*, per channel: adding a constant to all pixels,
-                   the cheapest way to differ, then gains nothing (Chapter 06)
+                   the cheapest way to differ, then gains nothing (Chapter 08)
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class AllocationLoss:
         if bound_form not in BOUND_FORMS:
             raise ValueError(f"unknown bound_form {bound_form!r}; known: {', '.join(BOUND_FORMS)}")
         self.omega_con, self.omega_div = class_weights(counts)
+        self.priority = self.omega_div.double().sqrt()  # by class, of `subset`; on the CPU
         self.lam, self.consistency, self.diversity = lam, consistency, diversity
         self.bound, self.bound_form = bound, bound_form
         self.stop_gradient, self.centred = stop_gradient, centred
@@ -81,6 +82,29 @@ class AllocationLoss:
         if self.bound_form == "relative":
             return saturate(distance, self.bound * base_loss.detach())
         return saturate(distance, self.bound)
+
+    def subset(self, y: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Which samples to predict twice when all would cost too much: rows, int64 (size,), and their weights, (size,).
+
+        sum(weights * loss[rows]) has the expectation loss.mean() over the whole batch, whatever a row's chance to be
+        drawn is. Ours is proportional to sqrt(omega_Div) of its class: once the predictions have parted they differ on
+        minorities alone, and hardly any noise is added; chances by |omega_Con - omega_Div| add more than uniform ones
+        (benchmarks/variance.py). The draw is systematic: no row twice, the most certain ones always. All on the CPU:
+        y (B,) true classes, weights float32. ValueError for a size outside 1..B.
+        """
+        if not 1 <= size <= len(y):
+            raise ValueError(f"size must lie in 1..{len(y)}, the batch, got {size}")
+        priority = self.priority[y]
+        certain = torch.zeros_like(y, dtype=torch.bool)
+        while True:
+            chance = priority * (size - certain.sum()) / priority[~certain].sum()
+            if not (more := (chance > 1) & ~certain).any():
+                break
+            certain |= more
+        chance[certain] = 1.0
+        ticks = torch.arange(size) + torch.rand((), dtype=torch.float64, generator=generator)
+        rows = torch.searchsorted(chance.cumsum(0), ticks, right=True).clamp(max=len(y) - 1)
+        return rows, (1 / (len(y) * chance[rows])).float()
 
     def __call__(
         self, eps: Tensor, eps_general: Tensor, y: Tensor, base_loss: Tensor | None = None

@@ -39,11 +39,13 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(weight.new_zeros(d, r))  # zero: theta starts equal to theta^g
         self.A = nn.Parameter(weight.new_empty(r, k).uniform_(-1, 1) / math.sqrt(k))
         self.scale = 1.0
+        self.kept: Tensor | None = None  # BA, within `products_kept`
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.scale == 0:
             return weight
-        return weight + self.scale * (self.B @ self.A).view_as(weight)
+        product = self.B @ self.A if self.kept is None else self.kept
+        return weight + self.scale * product.view_as(weight)
 
 
 def expert_weights(module: nn.Module) -> dict[str, LowRank]:
@@ -92,6 +94,19 @@ def expert_scale(module: nn.Module, scale: float) -> Iterator[None]:
     finally:
         for e, s in zip(experts, before, strict=True):
             e.scale = s
+
+
+@contextmanager
+def products_kept(module: nn.Module) -> Iterator[None]:
+    """Within the block every BA is computed once, and not once a forward pass: for a step of several passes."""
+    experts = expert_weights(module).values()
+    for e in experts:
+        e.kept = e.B @ e.A
+    try:
+        yield
+    finally:
+        for e in experts:
+            e.kept = None
 
 
 def merge(module: nn.Module, scale: float = 1.0) -> nn.Module:

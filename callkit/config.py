@@ -3,6 +3,7 @@
 Later tables override earlier ones; keyword arguments override all. Nothing is hidden elsewhere.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 
 from callkit.allocation import BOUND_FORMS, PRESETS
@@ -31,6 +32,18 @@ METHODS: dict[str, dict] = {
     "cbdm-call": dict(base="cbdm", call=True),
     "oc-call": dict(base="oc", call=True),  # the paper's choice of base
 }
+TITLES: dict[str, str] = {  # of the methods, in tables and figures, and in their order
+    "ddpm": "DDPM",
+    "rs": "RS",
+    "rs-sqrt": "RS, square root",
+    "ada": "ADA",
+    "focal": "focal",
+    "cbdm": "CBDM",
+    "oc": "OC",
+    "call": "CALL",
+    "cbdm-call": "CBDM + CALL",
+    "oc-call": "OC + CALL",
+}
 
 # smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: about an hour on one GPU.
 # paper: Section 5.1.
@@ -52,8 +65,32 @@ SAMPLING: dict[str, dict] = {
 GUIDANCE_SCALE = 1.0  # 1 is none; see sampling for the convention
 
 
+class Settings:
+    """What settings can do: a frozen dataclass that has the five words among its fields."""
+
+    def to_dict(self) -> dict:
+        """JSON-ready: tuples become lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def words(self) -> dict:
+        """The five that name the run."""
+        names = ("dataset", "imbalance_ratio", "method", "profile", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_dict(cls, values: dict):
+        check_names(cls, values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def differing(settings: Settings, plain: Settings) -> dict:
+    """The settings whose values are not those of `plain`, JSON-ready."""
+    values = plain.to_dict()
+    return {k: v for k, v in settings.to_dict().items() if v != values[k]}
+
+
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Everything that decides a training run. Build it with `make_config`."""
 
     # the words that name the run
@@ -88,40 +125,80 @@ class TrainConfig:
     bound_form: str = "exponential"
     stop_gradient: bool = False
     centred: bool = False
+    branch_share: float = 1.0  # share of the batch that is predicted twice; below 1 an unbiased estimate, and cheaper
     # optimisation, Section 5.1
     lr: float = 2e-4
     dropout: float = 0.1
     label_drop: float = 0.1  # share of samples trained with the Null condition, for guidance
     grad_clip: float = 1.0
+    precision: str = "fp32"  # or "bf16": matrix products in bfloat16, weights and losses in float32
     # the data's and the base loss's own words
     image_size: int | None = None  # None: the data set's own
+    held_out: float = 0.0  # share of each class that is never trained on, where imbalance_ratio is None
     resample: float = 0.0  # class shares in a batch: N_c^(1 - resample), so 0 natural, 0.5 square root, 1 balanced
     augment: bool = False  # ADA: warp the images and tell the network how
     base_options: dict = field(default_factory=dict)  # keyword arguments of the objective
 
-    def to_dict(self) -> dict:
-        """JSON-ready: tuples become lists."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    def words(self) -> dict:
-        """The five that name the run."""
-        names = ("dataset", "imbalance_ratio", "method", "profile", "seed")
-        return {name: getattr(self, name) for name in names}
-
     def overrides(self) -> dict:
         """Settings that differ from what the words alone stand for, JSON-ready."""
-        plain = make_config(**self.words()).to_dict()
-        return {k: v for k, v in self.to_dict().items() if v != plain[k]}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "TrainConfig":
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return differing(self, make_config(**self.words()))
 
 
-def _choose(table: dict[str, dict], kind: str, name: str) -> dict:
+def choose(table: dict[str, dict], kind: str, name: str) -> dict:
+    """table[name], or a ValueError that lists what there is."""
     if name not in table:
         raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(table)}")
     return table[name]
+
+
+def check_names(kind: type[Settings], overrides: dict) -> None:
+    """ValueError if there is no such setting."""
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+
+
+_COUNT = (lambda v: v >= 1, "at least 1")
+_POSITIVE = (lambda v: v > 0, "positive")
+_SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
+CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine, and how to say it
+    "imbalance_ratio": (lambda v: v is None or v >= 1, "at least 1, or None"),
+    "seed": (lambda v: v >= 0, "at least 0"),
+    "steps": _COUNT,
+    "batch_size": _COUNT,
+    "log_every": _COUNT,
+    "checkpoint_every": _COUNT,
+    "channels": (lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
+    "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
+    "bound": (lambda v: v is None or v > 0, "positive, or None for the printed loss"),
+    "bound_form": (lambda v: v in BOUND_FORMS, f"one of {', '.join(BOUND_FORMS)}"),
+    "branch_share": (lambda v: 0 < v <= 1, "in (0, 1], a share of the batch"),
+    "precision": (lambda v: v in ("fp32", "bf16"), "fp32 or bf16"),
+    "lr": _POSITIVE,
+    "ema_decay": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "dropout": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "label_drop": _SHARE,
+    "grad_clip": _POSITIVE,
+    "resample": _SHARE,
+    "held_out": (lambda v: 0 <= v < 1, "in [0, 1)"),
+}
+
+
+def check_values(settings: Settings, checks: dict[str, tuple[Callable, str]] = CHECKS) -> None:
+    """ValueError naming a setting of the wrong type or out of range, what came and what is allowed."""
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.type is int and not isinstance(value, int):
+            raise ValueError(f"{f.name} must be an integer, got {value!r}")
+        if f.type is float and not isinstance(value, int | float):
+            raise ValueError(f"{f.name} must be a number, got {value!r}")
+        if f.type == float | None and not isinstance(value, int | float | None):
+            raise ValueError(f"{f.name} must be a number or None, got {value!r}")
+        if f.type == tuple[int, ...] and not (isinstance(value, tuple) and all(isinstance(v, int) for v in value)):
+            raise ValueError(f"{f.name} must be a tuple of integers, got {value!r}")
+        fine, allowed = checks.get(f.name, (lambda v: True, ""))
+        if not fine(value):
+            raise ValueError(f"{f.name} must be {allowed}, got {value}")
 
 
 def make_config(
@@ -137,42 +214,14 @@ def make_config(
 
     ValueError naming the argument, what came and what is allowed.
     """
-    known = {f.name for f in fields(TrainConfig)}
-    if unknown := sorted(set(overrides) - known):
-        raise ValueError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    check_names(TrainConfig, overrides)
     settings = (
-        _choose(NETWORKS, "dataset", dataset.partition(":")[0])
-        | _choose(METHODS, "method", method)
-        | _choose(PROFILES, "profile", profile)
-        | _choose(PRESETS, "allocation", allocation)
+        choose(NETWORKS, "dataset", dataset.partition(":")[0])
+        | choose(METHODS, "method", method)
+        | choose(PROFILES, "profile", profile)
+        | choose(PRESETS, "allocation", allocation)
         | overrides
     )
     config = TrainConfig(dataset, imbalance_ratio, method, profile, seed, **settings)
-    for f in fields(TrainConfig):
-        value = getattr(config, f.name)
-        if f.type is int and not isinstance(value, int):
-            raise ValueError(f"{f.name} must be an integer, got {value!r}")
-        if f.type is float and not isinstance(value, int | float):
-            raise ValueError(f"{f.name} must be a number, got {value!r}")
-    checks = {
-        "imbalance_ratio": (config.imbalance_ratio is None or config.imbalance_ratio >= 1, "at least 1, or None"),
-        "seed": (config.seed >= 0, "at least 0"),
-        "steps": (config.steps >= 1, "at least 1"),
-        "batch_size": (config.batch_size >= 1, "at least 1"),
-        "log_every": (config.log_every >= 1, "at least 1"),
-        "checkpoint_every": (config.checkpoint_every >= 1, "at least 1"),
-        "channels": (config.channels >= 4 and config.channels % 4 == 0, "a multiple of 4"),
-        "rank": (0 < config.rank <= 1, "in (0, 1], a share of min(d, k)"),
-        "bound": (config.bound is None or config.bound > 0, "positive, or None for the printed loss"),
-        "bound_form": (config.bound_form in BOUND_FORMS, f"one of {', '.join(BOUND_FORMS)}"),
-        "lr": (config.lr > 0, "positive"),
-        "ema_decay": (0 <= config.ema_decay < 1, "in [0, 1)"),
-        "dropout": (0 <= config.dropout < 1, "in [0, 1)"),
-        "label_drop": (0 <= config.label_drop <= 1, "in [0, 1]"),
-        "grad_clip": (config.grad_clip > 0, "positive"),
-        "resample": (0 <= config.resample <= 1, "in [0, 1]"),
-    }
-    for name, (fine, allowed) in checks.items():
-        if not fine:
-            raise ValueError(f"{name} must be {allowed}, got {getattr(config, name)}")
+    check_values(config)
     return config

@@ -1,10 +1,11 @@
 """Data sets by name, and their long-tailed versions.
 
 Images are uint8 in memory, or in a memory-mapped file: decoding happens once, conversion to floats per batch on the
-device. Chapter 01 derives the exponential rule; Section 5.1 of the paper defines the splits.
+device. Chapter 02 derives the exponential rule; Section 5.1 of the paper defines the splits.
 """
 
 import gzip
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +89,14 @@ def to_float(images: Tensor) -> Tensor:
 def to_uint8(x: Tensor) -> Tensor:
     """float [-1, 1] to uint8 0..255, rounded; values outside are clipped."""
     return x.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def fingerprint(images: Tensor) -> str:
+    """16 hexadecimal digits that tell one uint8 tensor (N, C, H, W) from another."""
+    pixels = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for part in images.split(1000):
+        pixels.update(part.numpy().tobytes())
+    return pixels.hexdigest()[:16]
 
 
 def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float) -> np.ndarray:
@@ -275,16 +284,30 @@ def load(dataset: str, root: str | Path = "data", image_size: int | None = None)
 
 
 def load_long_tailed(
-    dataset: str, imbalance_ratio: float | None, root: str | Path = "data", image_size: int | None = None
+    dataset: str,
+    imbalance_ratio: float | None,
+    root: str | Path = "data",
+    image_size: int | None = None,
+    held_out: float = 0.0,
 ) -> LongTailed:
-    """`dataset` made long-tailed, in the order of its classes; with imbalance_ratio=None all of it is kept as it is.
+    """`dataset` made long-tailed, in the order of its classes; with imbalance_ratio=None its counts stay as they are.
 
     N_max is the size of the smallest class, so that every class can fill its share; for celeba-hq, whose majority is
-    to be the larger class, it is N / C, as in the field's code.
+    to be the larger class, it is N / C, as in the field's code. `held_out`, for imbalance_ratio=None alone, is the
+    share of each class that is not trained on, rounded to whole images; ValueError if it leaves a class empty.
     """
+    if held_out and imbalance_ratio is not None:
+        raise ValueError(
+            f"held_out is for a data set's own counts (imbalance_ratio None, or natural); "
+            f"at {imbalance_ratio:g} the images left out are held out already"
+        )
     full = load(dataset, root, image_size)
     if imbalance_ratio is None:
-        return LongTailed(full, np.arange(len(full)))
+        counts = full.counts - np.rint(held_out * full.counts).astype(int)
+        if counts.min() < 1:
+            name = full.class_names[counts.argmin()]
+            raise ValueError(f"held_out {held_out:g} leaves no training image of class {name}")
+        return LongTailed(full, long_tailed_indices(full.labels, counts) if held_out else np.arange(len(full)))
     n_max = len(full) // full.num_classes if dataset == "celeba-hq" else int(full.counts.min())
     counts = long_tailed_counts(n_max, full.num_classes, imbalance_ratio)
     return LongTailed(full, long_tailed_indices(full.labels, counts))

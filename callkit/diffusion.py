@@ -1,18 +1,21 @@
-"""The forward process: how much noise at each timestep, and conversions between noise and image (Section 3.2)."""
+"""The forward process: how much noise at each timestep, and conversions between noise and image (Section 3.2).
+
+Derived in notebooks/03_unet_and_ddim.
+"""
 
 import torch
 from torch import Tensor
 
 
 class NoiseSchedule:
-    """Linear variances beta_1..beta_T of DDPM (Ho et al., 2020); timesteps are 0..T-1.
+    """Linear variances beta_1..beta_T of DDPM (Ho et al., 2020), or those given as `betas` (T,); timesteps are 0..T-1.
 
     `alpha_bar` (T,) is kept in float64 and rounded to float32 only where it meets an image.
     """
 
-    def __init__(self, timesteps: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02):
-        self.timesteps = timesteps
-        self.betas = torch.linspace(beta_1, beta_T, timesteps, dtype=torch.float64)
+    def __init__(self, timesteps: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, betas: Tensor | None = None):
+        self.betas = torch.linspace(beta_1, beta_T, timesteps, dtype=torch.float64) if betas is None else betas.double()
+        self.timesteps = len(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
 
     def to(self, device) -> "NoiseSchedule":

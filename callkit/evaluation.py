@@ -1,9 +1,14 @@
-"""From a checkpoint to a record: sample a balanced set, compare it with the real images, write what was found."""
+"""From a checkpoint to a record: sample a balanced set, compare it with the real images, write what was found.
+
+notebooks/10_metrics has the protocol, and what it does not protect from.
+"""
 
 import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from callkit import config, data, metrics, records, sampling, training
+from callkit import checkpoints, config, data, distributed, metrics, records, sampling
 from callkit.diffusion import NoiseSchedule
 
 REFERENCE = {
@@ -21,7 +26,7 @@ REFERENCE = {
 SAMPLE_SEED_OFFSET = 10_000  # so that sampling noise is not the training run's, and differs between seeds
 
 
-def training_curve(log: list[training.StepRecord], counts, points: int = 25) -> dict[str, list[float]]:
+def training_curve(log: list[checkpoints.StepRecord], counts, points: int = 25) -> dict[str, list[float]]:
     """The log in `points` averages: base loss, allocation loss, and D of Eq. (4) by split."""
     chunks = [part for part in torch.arange(len(log)).chunk(points) if len(part)]
     groups = data.splits(counts)
@@ -37,27 +42,28 @@ def training_curve(log: list[training.StepRecord], counts, points: int = 25) -> 
     return curve
 
 
-def _about_the_run(run: config.TrainConfig, steps: int, counts: list[int], **words) -> dict:
+def _about_the_run(run: config.Settings, steps: int, counts: list[int], **words) -> dict:
     words = {**run.words(), "overrides": run.overrides(), **words}
     return {**words, "steps": steps, "images_seen": steps * run.batch_size, "class_counts": counts}
 
 
-def _write(results: Path, run: config.TrainConfig, *last_words: str, record: dict) -> Path:
+def _write(results: Path, run: config.Settings, *last_words: str, record: dict) -> Path:
     words = [records.data_word(run.dataset, run.imbalance_ratio), run.method, run.profile, f"seed{run.seed}"]
-    words += [f"{k}={v}" for k, v in run.overrides().items()]
-    path = results / ("-".join([*words, *last_words]) + ".json")
+    path = results / ("-".join([*words, *records.override_words(run), *last_words]) + ".json")
     records.write_json(path, record)
     return path
 
 
-def record_divergence(run: str | Path, results: str | Path | None = None) -> Path:
+def record_divergence(
+    run: str | Path, results: str | Path | None = None, kind: type[config.Settings] = config.TrainConfig
+) -> Path:
     """The record of a run that `train` stopped because a loss exploded: when, which, and its curve until then.
 
     It has "diverged" where the record of a finished run has sampling, evaluation and metrics.
     """
     run, results = Path(run), Path(results or run)
-    found = json.loads((run / training.DIVERGED).read_text())
-    settings = config.TrainConfig.from_dict(found["config"])
+    found = json.loads((run / checkpoints.DIVERGED).read_text())
+    settings = kind.from_dict(found["config"])
     records.check_writable(results)
     record = {
         "schema_version": records.SCHEMA_VERSION,
@@ -66,7 +72,7 @@ def record_divergence(run: str | Path, results: str | Path | None = None) -> Pat
         "diverged": {k: found[k] for k in ("step", "term", "value")},
         "training": {
             "seconds": round(found["seconds"], 1),
-            "curve": training_curve(training.read_log(run / training.LOG), found["counts"]),
+            "curve": training_curve(checkpoints.read_log(run / checkpoints.LOG), found["counts"]),
             "provenance": found["provenance"],
         },
         "provenance": records.provenance(torch.device("cpu")),
@@ -91,29 +97,44 @@ def describe_samples(
 ) -> metrics.Description:
     """Sample in a stream and keep the images' descriptions alone, in one file of `folder` per batch.
 
-    Batches that are there already are not sampled again. With `save_images` every image becomes
-    <class>-<number>.png there.
+    A model that has a method `sample_batches` samples by it, others by `sampling.sample_batches`.
+    Batches that are there already are not sampled again; under torchrun the processes share the others. With
+    `save_images` every image becomes <class>-<number>.png there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     paths = [folder / f"{i:06}.safetensors" for i in range(len(labels.split(BATCH)))]
-    done = next((i for i, p in enumerate(paths) if not p.exists()), len(paths))
-    batches = sampling.sample_batches(
-        model, NoiseSchedule().to(device), labels, image_size, seed, steps, guidance_scale, BATCH, skip=done
-    )
-    with tqdm(
-        total=len(labels), initial=min(done * BATCH, len(labels)), desc="sampling", unit="img", disable=not progress
-    ) as bar:
-        for i, images in enumerate(batches, done):
+    missing = [i for i, p in enumerate(paths) if not p.exists()][distributed.rank() :: distributed.world_size()]
+    sample = getattr(model, "sample_batches", partial(sampling.sample_batches, model, NoiseSchedule().to(device)))
+    batches = sample(labels, image_size, seed, steps, guidance_scale, BATCH, wanted=missing)
+    distributed.wait_for_all()  # all have looked before the first writes
+    with tqdm(total=min(len(missing) * BATCH, len(labels)), desc="sampling", unit="img", disable=not progress) as bar:
+        for i, images in zip(missing, batches, strict=True):
             if save_images:
                 save_images.mkdir(parents=True, exist_ok=True)
                 for j, image in enumerate(images, i * BATCH):
                     name = f"{int(labels[j]):03}-{j:06}.png"
                     save_image(image.float() / 255, save_images / name)
             described = metrics.describe(images, extractor, str(device))
-            training.save_checkpoint(paths[i], described._asdict(), {})
+            checkpoints.save_checkpoint(paths[i], described._asdict(), {})
             bar.update(len(images))
-    return metrics.join([metrics.Description(**training.load_checkpoint(p)[0]) for p in paths])
+    distributed.wait_for_all()
+    return metrics.join([metrics.Description(**checkpoints.load_checkpoint(p)[0]) for p in paths])
+
+
+def snapshot(checkpoint: str | Path, per_class: int = 4, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+    """Samples of each set of weights of a checkpoint, one noise for all: name -> uint8 (classes * per_class, C, H, W).
+
+    Taken at each checkpoint of a run, they show which classes are learnt when (Chapter 05).
+    """
+    size = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]["image_size"]
+    images = {}
+    for weights in checkpoints.available_weights(checkpoint):
+        model, run = checkpoints.load_model(checkpoint, weights, device)
+        labels = sampling.balanced_labels(model.num_classes, per_class)
+        steps = config.SAMPLING[run.profile]["steps"]
+        images[weights] = sampling.sample(model, NoiseSchedule().to(device), labels, size, seed, steps)
+    return images
 
 
 def evaluate_run(
@@ -126,26 +147,34 @@ def evaluate_run(
     extractor: str | None = None,
     save_images: str | Path | None = None,
     progress: bool = False,
-) -> Path:
+    load_model: Callable[..., tuple[nn.Module, config.Settings]] = checkpoints.load_model,
+) -> Path | None:
     """Sample, measure and write the record of one set of weights; returns the record's path in `results`.
 
     results      defaults to the checkpoint's folder
     extractor    a key of metrics.EXTRACTORS; defaults to `metrics.default_extractor`
     save_images  a folder for all generated images as PNG; by default none is written
+    load_model   what makes a network and its settings of the checkpoint, for those that `training` did not write
 
     How many images and sampler steps follow the run's profile (`config.SAMPLING`). Interrupted and called again, it
-    goes on: what was sampled waits in `results`, in a folder that is removed at the end. ValueError for a damaged
-    checkpoint, unknown weights or extractor, before any work.
+    goes on: what was sampled waits in `results`, in a folder that is removed at the end. Under torchrun all processes
+    sample, and the first one measures and writes; the others return None. ValueError for a damaged
+    checkpoint, an unfinished run, unknown weights or extractor, before any work.
     """
     checkpoint = Path(checkpoint)
     results = Path(results or checkpoint.parent)
-    model, run = training.load_model(checkpoint, weights, device)
+    model, run = load_model(checkpoint, weights, device)
     default = metrics.default_extractor(run.dataset, run.profile)
     extractor = extractor or default
     metrics.check_extractor(extractor)
     records.check_writable(results)
-    metadata = training.load_checkpoint(checkpoint, tensors=False)[1]
-    real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size)
+    metadata = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]
+    if metadata["step"] < run.steps:
+        raise ValueError(
+            f"{checkpoint} is at step {metadata['step']:,} of {run.steps:,}, and an unfinished run is no result: "
+            "train it to the end"
+        )
+    real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size, run.held_out)
 
     options = config.SAMPLING[run.profile]
     images, per_split, steps = options["images"], options["per_split"], options["steps"]
@@ -170,6 +199,8 @@ def evaluate_run(
         progress,
     )
     sampling_seconds = time.perf_counter() - began
+    if distributed.rank() > 0:
+        return None
     described = metrics.describe_real(real.full, extractor, Path(data_root) / data.CACHE, device, progress)
     scores = metrics.score(generated, labels, real, described, images, per_split, progress)
 
@@ -182,7 +213,7 @@ def evaluate_run(
         "sampling": {
             "sampler": "ddim",
             "steps": steps,
-            "clip_x0": True,
+            "clip_x0": getattr(model, "clip_x0", True),
             "weights": "ema",
             "seed": seed,
             "seconds": round(sampling_seconds, 1),
@@ -200,7 +231,7 @@ def evaluate_run(
         **scores,
         "training": {
             "seconds": round(metadata["seconds"], 1),
-            "curve": training_curve(training.read_log(checkpoint.parent / training.LOG), metadata["counts"]),
+            "curve": training_curve(checkpoints.read_log(checkpoint.parent / checkpoints.LOG), metadata["counts"]),
             "provenance": metadata["provenance"],
         },
         "provenance": records.provenance(torch.device(device)),

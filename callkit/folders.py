@@ -5,6 +5,7 @@ costs neither: the operating system reads the parts that are used.
 """
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ def listing(folder: Path, limit: int = 8) -> str:
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:
-    """Class name -> its images' paths, both sorted; a class is a folder in `root`, hidden ones apart.
+    """Class name -> its images' paths, both sorted; a class is a folder in `root`. What is hidden is skipped.
 
-    FileNotFoundError if `root` is no folder, ValueError if it has no class folder or one without images.
+    FileNotFoundError if `root` is no folder, ValueError if it has no class folder or one without images. A warning
+    names a folder in which other files lie: they may be images of a kind that Pillow alone cannot read, such as HEIC.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
@@ -39,11 +41,18 @@ def class_folders(root: Path) -> dict[str, list[Path]]:
         raise ValueError(f"{root} must hold one folder of images per class, at least two; found {listing(root)}")
     classes = {}
     for folder in folders:
-        classes[folder.name] = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        classes[folder.name] = [p for p in found if p.suffix.lower() in SUFFIXES]
         if not classes[folder.name]:
             raise ValueError(
                 f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); found {listing(folder)}. "
                 "Every class needs one, or remove the folder"
+            )
+        if others := [p.name for p in found if p.suffix.lower() not in SUFFIXES]:
+            warnings.warn(
+                f"{folder}: {len(others)} of {len(found)} files are left out, {others[0]} for one; "
+                f"images end in {', '.join(sorted(SUFFIXES))}",
+                stacklevel=2,
             )
     return classes
 
@@ -51,12 +60,16 @@ def class_folders(root: Path) -> dict[str, list[Path]]:
 def decode(path: Path, size: int) -> np.ndarray:
     """One image as uint8 (3, size, size), whatever its format.
 
-    Turned upright (EXIF), set on white where transparent, grey made RGB, the middle square resized (bicubic, with
-    anti-aliasing). ValueError naming the file if it cannot be read.
+    Turned upright (EXIF), set on white where transparent, grey made RGB, 16 bits made 8, the middle square resized
+    (bicubic, with anti-aliasing). ValueError naming the file if it cannot be read, or has pixels of no known range.
     """
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+            if image.mode.startswith("I"):  # Pillow would clip them
+                image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

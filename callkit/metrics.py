@@ -1,7 +1,7 @@
 """FID, KID, Recall and Inception Score, overall, per split and per class, all computed by torch-fidelity.
 
 Features are extracted once; every split then takes its rows. A number never travels without the extractor's
-name and hash: scores of different extractors are on different scales.
+name and hash: scores of different extractors are on different scales. notebooks/10_metrics computes each by hand.
 """
 
 import hashlib
@@ -242,10 +242,8 @@ def describe_real(
     """`describe`, kept in a file of `cache_folder` whose name holds the images' and the extractor's hashes."""
     if len(images) < CACHED_FROM:
         return describe(images.images, extractor, device)
-    pixels = hashlib.sha256(repr(tuple(images.images.shape)).encode())
-    for part in images.images.split(1000):
-        pixels.update(part.numpy().tobytes())
-    name = f"features-{extractor}-{extractor_hash(extractor)[:8]}-{pixels.hexdigest()[:16]}-{len(images)}.safetensors"
+    pixels = data.fingerprint(images.images)
+    name = f"features-{extractor}-{extractor_hash(extractor)[:8]}-{pixels}-{len(images)}.safetensors"
     path = cache_folder / name
     if not path.exists():
         described = describe(images.images, extractor, device, progress=progress)
@@ -253,6 +251,16 @@ def describe_real(
         with records.replacing(path) as temporary:
             save_file({k: v.contiguous() for k, v in described._asdict().items()}, temporary)
     return Description(**load_file(path))
+
+
+def statistics(features: Tensor) -> dict[str, np.ndarray]:
+    """Mean and covariance of features (N, D), which are all that FID knows of the images."""
+    return fid_features_to_statistics(features.double())
+
+
+def frechet(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> float:
+    """FID between two `statistics`."""
+    return float(fid_statistics_to_metric(generated, real, verbose=False)["frechet_inception_distance"])
 
 
 def compare(generated: Tensor, real: Tensor, logits: Tensor | None = None) -> dict[str, float]:
@@ -264,8 +272,7 @@ def compare(generated: Tensor, real: Tensor, logits: Tensor | None = None) -> di
     n = min(len(generated), len(real))
     scores = dict.fromkeys(("fid", "kid", "recall", "precision"), float("nan"))
     if n >= 2:
-        statistics = [fid_features_to_statistics(f.double()) for f in (generated, real)]
-        scores["fid"] = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+        scores["fid"] = frechet(statistics(generated), statistics(real))
     if n > NEIGHBORHOOD:
         kid = kid_features_to_metric(
             generated, real, kid_subset_size=min(KID_SUBSET_SIZE, n), rng_seed=2020, verbose=False
@@ -283,6 +290,13 @@ def compare(generated: Tensor, real: Tensor, logits: Tensor | None = None) -> di
     if logits is not None:
         scores["is"] = isc_features_to_metric(logits)["inception_score_mean"]
     return scores
+
+
+def copy_machine(train: data.ImageSet, per_class: int) -> Tensor:
+    """The control of chapters 09 and 10, a model that has learnt nothing: the index in `train` of what it shows, each
+    class's images in turn until there are `per_class` of each, (num_classes * per_class,)."""
+    of = [(train.labels == c).nonzero()[:, 0] for c in range(train.num_classes)]
+    return torch.cat([images[torch.arange(per_class) % len(images)] for images in of])
 
 
 def nearest_is_train(generated: Tensor, train: Tensor, unseen: Tensor) -> float:

@@ -20,6 +20,7 @@ class Batch(NamedTuple):
     condition: Tensor  # int64 (B,) y, or Null where dropped
     frequency: Tensor  # float32 (num_classes,) share of each class in the training set
     augmentation: Tensor | None = None  # float32 (B, 9) with ADA
+    rows: Tensor | None = None  # int64 (m,) samples whose second prediction is wanted; None: all
 
     def told(self, condition: Tensor) -> tuple[Tensor, ...]:
         """What the network hears besides x_t and t; a network without ADA takes the condition alone."""
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
 class ObjectiveOutput(NamedTuple):
     loss: Tensor  # (B,) base loss of theta
     eps: Tensor  # (B, C, H, W) theta's prediction
-    eps_general: Tensor | None  # theta^g's, if asked for
+    eps_general: Tensor | None  # theta^g's of the batch's `rows`, if asked for
 
 
 class Noised(NamedTuple):
@@ -48,7 +49,8 @@ def add_noise(batch: Batch, schedule: NoiseSchedule, generator: torch.Generator)
 def predict(model: nn.Module, noised: Noised, batch: Batch, both: bool) -> tuple[Tensor, Tensor | None]:
     """(eps of theta, eps of theta^g or None)."""
     inputs = (noised.x_t, noised.t, *batch.told(batch.condition))
-    return model.forward_both(*inputs) if both else (model(*inputs), None)
+    some = {} if batch.rows is None else {"rows": batch.rows}
+    return model.forward_both(*inputs, **some) if both else (model(*inputs), None)
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:

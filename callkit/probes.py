@@ -1,6 +1,6 @@
 """What happens inside a network trained with CALL: where its two predictions differ, and what the difference holds.
 
-`model` is always the U-Net with its decomposition, as `training.load_model(path, "reserved")` gives it.
+`model` is always the U-Net with its decomposition, as `checkpoints.load_model(path, "reserved")` gives it.
 """
 
 import copy

@@ -8,9 +8,11 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -32,10 +34,22 @@ def data_word(dataset: str, imbalance_ratio: float | None) -> str:
     return f"{name}-ir{ratio_word(imbalance_ratio)}"
 
 
+def override_words(config) -> list[str]:
+    """NAME=VALUE of each setting that the run overrides, as `--set` takes them and as folders and files are named."""
+
+    def word(value) -> str:
+        if isinstance(value, list):
+            return ",".join(map(str, value)) + "," * (len(value) == 1)
+        return Path(str(value)).name  # a value may be a path
+
+    return [f"{name}={word(value)}" for name, value in config.overrides().items()]
+
+
 def run_folder(config, root: str | Path = "runs") -> Path:
-    """runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>"""
+    """runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>, then -NAME=VALUE for each setting that it overrides."""
     data = data_word(config.dataset, config.imbalance_ratio)
-    return Path(root) / data / f"{config.method}-{config.profile}" / f"seed{config.seed}"
+    run = "-".join([f"seed{config.seed}", *override_words(config)])
+    return Path(root) / data / f"{config.method}-{config.profile}" / run
 
 
 def results_folder() -> Path:
@@ -47,6 +61,11 @@ def results_folder() -> Path:
             "clone it and `pip install -e .`"
         )
     return folder
+
+
+def benchmark(name: str) -> dict:
+    """What benchmarks/ measured and wrote to <name>.json there."""
+    return json.loads((REPOSITORY / "benchmarks" / f"{name}.json").read_text())
 
 
 def check_writable(folder: Path) -> None:
@@ -98,14 +117,17 @@ def _git(*arguments: str) -> str | None:
 
 def provenance(device: torch.device) -> dict:
     """What a number needs beside it to be believed: code, libraries, hardware, time."""
-    status = _git("status", "--porcelain")
+    libraries = ["torch", "numpy", "torch-fidelity", "callkit"]
+    libraries += [p for p in ("diffusers", "peft", "transformers") if p in sys.modules]
+    # Untracked files do not count: the last run's records, not yet committed, are no change of the code.
+    status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "libraries": {p: metadata.version(p) for p in ("torch", "numpy", "torch-fidelity", "callkit")},
+        "libraries": {p: metadata.version(p) for p in libraries},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -132,6 +154,61 @@ def load_records(folder: str | Path | None = None, diverged: bool = False, **whe
     return [r for r in found if all(r["run"].get(k) == v for k, v in where.items())]
 
 
+BUDGET = ("image_size", "steps")  # overrides that are of the data and the budget, and not of the method
+
+
+@dataclass(frozen=True)
+class Study:
+    """All records whose scores may be compared with one another: same data, profile, budget and extractor."""
+
+    name: str
+    records: list[dict]
+    diverged: list[dict]
+
+    def select(self, method: str, overrides: dict | None = None, weights: str = "theta", guidance_scale: float = 1):
+        """The records of one method, set of weights and scale, by seed; `overrides` without those of the study."""
+        wanted = dict(method=method, weights=weights, guidance_scale=guidance_scale)
+        found = [r for r in self.records if all(r["run"][k] == v for k, v in wanted.items())]
+        return sorted((r for r in found if method_overrides(r) == (overrides or {})), key=lambda r: r["run"]["seed"])
+
+
+def method_overrides(record: dict) -> dict:
+    return {k: v for k, v in record["run"]["overrides"].items() if k not in BUDGET}
+
+
+def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
+    """Records, and those of diverged runs, by what they may be compared with; the largest study first.
+
+    A diverged run, which no extractor has seen, belongs to each study of its data and budget.
+    """
+
+    def words(r) -> str:
+        run = r["run"]
+        budget = [f"{k}={run['overrides'][k]}" for k in BUDGET if k in run["overrides"]]
+        return "-".join([data_word(run["dataset"], run["imbalance_ratio"]), run["profile"], *budget])
+
+    found: dict[tuple[str, str], list[dict]] = {}
+    for r in records:
+        found.setdefault((words(r), r["evaluation"]["extractor"]), []).append(r)
+    bases = [base for base, _ in found]
+    named = {key: key[0] if bases.count(key[0]) == 1 else "-".join(key) for key in found}
+    made = [Study(named[key], rows, [r for r in diverged if words(r) == key[0]]) for key, rows in found.items()]
+    return sorted(made, key=lambda study: -len(study.records))
+
+
+def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, profile: str) -> Study:
+    """The one with these words, the data set's own image size and the profile's own steps; ValueError if none has."""
+    by_name = {study.name: study for study in found}
+    if (name := f"{data_word(dataset, imbalance_ratio)}-{profile}") not in by_name:
+        raise ValueError(f"no records of {name}; there are {', '.join(by_name) or 'none'}")
+    return by_name[name]
+
+
+def label(method: str, overrides: dict) -> str:
+    """How tables name a method and the settings that it overrides."""
+    return ", ".join([method, *(f"{k}={v}" for k, v in overrides.items())])
+
+
 def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
     """Mean and sample standard deviation over records of the number at that path, e.g. "metrics", "few", "fid"."""
     values = []
@@ -151,7 +228,7 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
     rows: dict[tuple, list[dict]] = {}
     for r in records:
         run = r["run"]
-        method = ", ".join([run["method"], *(f"{k}={v}" for k, v in run["overrides"].items())])
+        method = label(run["method"], run["overrides"])
         words = (run["dataset"], ratio_word(run["imbalance_ratio"]), run["profile"], method)
         if "diverged" in r:
             key = (*words, "", "", "")
@@ -179,6 +256,14 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
     return "\n".join(lines)
 
 
+def shared_seeds(groups: Iterable[list[dict]], at_least: int = 3) -> set[int]:
+    """The seeds that all groups of so many records have: over these their means may be compared, for a seed may be a
+    hard one for every method. All seeds, if no group has so many."""
+    seeds = [{r["run"]["seed"] for r in group} for group in groups]
+    many = [s for s in seeds if len(s) >= at_least]
+    return set.intersection(*many) if many else set().union(*seeds)
+
+
 PAPER_TABLES = (1, 2, 3, 4, 5)
 
 
@@ -201,26 +286,46 @@ def paper_table(number: int) -> list[dict]:
 PAPER_WORDS = ("dataset", "imbalance_ratio", "method", "overrides", "weights")
 
 
-def beside_the_paper(number: int, records: list[dict]) -> str:
-    """Markdown: each number of the paper's table, ours where we ran it, and the difference of the two.
+def paper_and_ours(number: int, records: list[dict]) -> list[dict]:
+    """`paper_table`, each row with "ours": our comparable records by guidance scale, which the paper does not state.
 
-    Ours are records of the profile `paper` with the paper's extractor, `inception`; no others are comparable.
+    Comparable are records of the profile `paper` with the paper's extractor, `inception`, and no others.
     """
     comparable = [r for r in records if r["run"]["profile"] == "paper" and r["evaluation"]["extractor"] == "inception"]
-    lines = [
-        "| data | IR | method | weights | split | metric | paper | ours | difference | records |",
-        "|" + "---|" * 10,
-    ]
-    for row in paper_table(number):
-        ours = [r for r in comparable if all(r["run"][k] == row[k] for k in PAPER_WORDS)]
+    rows = paper_table(number)
+    for row in rows:
+        row["ours"] = {}
+        for r in comparable:
+            if all(r["run"][k] == row[k] for k in PAPER_WORDS):
+                row["ours"].setdefault(r["run"]["guidance_scale"], []).append(r)
+    return rows
+
+
+def rows_beside_the_paper(number: int, records: list[dict]) -> list[dict]:
+    """`paper_and_ours` in words: each number of the paper, ours where we ran it, and the difference of the two."""
+    rows = []
+    for row in paper_and_ours(number, records):
         method = ", ".join([row["method"], *(f"{k}={v:g}" for k, v in row["overrides"].items())])
-        cells = [row["dataset"], f"{row['imbalance_ratio']:g}", method, row["weights"], row["split"], row["metric"]]
-        cells.append(f"{row['mean']:g} ± {row['std']:g}")
-        if ours:
+        paper = {"data": row["dataset"], "IR": f"{row['imbalance_ratio']:g}", "method": method}
+        paper |= {k: row[k] for k in ("weights", "split", "metric")}
+        paper["paper"] = f"{row['mean']:g} ± {row['std']:g}"
+        for scale, ours in row["ours"].items():
             mean, std = mean_std(ours, "metrics", row["split"], row["metric"])
-            cells.append(f"{mean:.4g} ± {std:.2g}" if len(ours) > 1 else f"{mean:.4g}")
-            cells += [f"{mean - row['mean']:+.3g}", ", ".join(r["file"] for r in ours)]
-        else:
-            cells += ["not run", "", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            score = f"{mean:.4g} ± {std:.2g}" if len(ours) > 1 else f"{mean:.4g}"
+            files = ", ".join(r["file"] for r in ours)
+            ours = {"ours": score, "difference": f"{mean - row['mean']:+.3g}", "guidance": f"{scale:g}"}
+            rows.append(paper | ours | {"records": files})
+        if not row["ours"]:
+            rows.append(paper | {"ours": "not run", "difference": "", "guidance": "", "records": ""})
+    return rows
+
+
+def beside_the_paper(number: int, records: list[dict]) -> str:
+    """`rows_beside_the_paper` as Markdown."""
+    return markdown(rows_beside_the_paper(number, records))
+
+
+def markdown(rows: list[dict]) -> str:
+    """A table of rows that have the same keys."""
+    head = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return "\n".join(head + ["| " + " | ".join(map(str, row.values())) + " |" for row in rows])

@@ -1,10 +1,10 @@
-"""Samplers: from noise to images, class by class.
+"""Samplers: from noise to images, class by class. Derived in notebooks/03_unet_and_ddim.
 
 Guidance convention: eps = eps(Null) + guidance_scale * (eps(y) - eps(Null)), so 1 is none.
 CBDM, OC and the authors' later release write the same as (1 + w) with w = guidance_scale - 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 import torch
@@ -114,14 +114,17 @@ def sample_batches(
     steps: int = 50,
     guidance_scale: float = 1.0,
     batch_size: int = 500,
-    skip: int = 0,
+    wanted: Container[int] | None = None,
+    clip_x0: bool = True,
+    to_images: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Iterator[Tensor]:
     """Images uint8 (<= batch_size, C, image_size, image_size) for the labels y (N,), by DDIM, on the model's device.
 
+    For a model of latents, image_size is theirs, nothing is to be clipped, and `to_images` decodes them.
     Noise is drawn on the CPU, one generator for all batches in order: the device does not change which image comes
-    from which noise, nor does leaving out the first `skip` batches (which an interrupted evaluation has already), nor
-    any batch size whose batches have a multiple of 16 numbers. ValueError for labels outside 0..num_classes (Null
-    included).
+    from which noise, nor does making the `wanted` batches alone (those that an interrupted evaluation has not yet, or
+    one process's share), nor any batch size whose batches have a multiple of 16 numbers. ValueError for labels outside
+    0..num_classes (Null included).
     """
     if len(y) == 0 or not 0 <= int(y.min()) <= int(y.max()) <= model.num_classes:
         raise ValueError(f"labels must lie in 0..{model.num_classes} ({model.num_classes} is Null), got {y}")
@@ -132,11 +135,11 @@ def sample_batches(
     try:
         for i, labels in enumerate(y.split(batch_size)):
             x = torch.randn(len(labels), model.in_channels, image_size, image_size, generator=generator)
-            if i < skip:
+            if wanted is not None and i not in wanted:
                 continue
-            for step in ddim(model, schedule, x.to(device), labels.to(device), steps, guidance_scale):
+            for step in ddim(model, schedule, x.to(device), labels.to(device), steps, guidance_scale, clip_x0):
                 x = step.x
-            yield to_uint8(x).cpu()
+            yield to_images(x).cpu()
     finally:
         model.train(was_training)
 

@@ -5,64 +5,40 @@ equals an uninterrupted one bit for bit on the CPU, and two methods with one see
 timesteps and noise.
 """
 
-import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from callkit import augment, data, records
+from callkit import augment, data, distributed, records
 from callkit.allocation import AllocationLoss
-from callkit.capacity import merge, reserve
-from callkit.config import TrainConfig
+from callkit.capacity import products_kept
+from callkit.checkpoints import (
+    CHECKPOINT,
+    DIVERGED,
+    LOG,
+    PREVIOUS,
+    StepRecord,
+    TrainingError,
+    build_model,
+    load_newest,
+    locked,
+    log_line,
+    read_log,
+    save_checkpoint,
+)
+from callkit.config import Settings, TrainConfig
 from callkit.diffusion import NoiseSchedule
 from callkit.objectives import OBJECTIVES, Batch
-from callkit.unet import UNet
 
-CHECKPOINT, LOG, DIVERGED = "checkpoint.safetensors", "log.jsonl", "diverged.json"  # what a run folder holds
 EXPLODED = 10.0  # predicting no noise at all costs 1.0
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """Averages over the last `log_every` steps."""
-
-    step: int  # steps done
-    loss: float  # base + allocation
-    base_loss: float
-    allocation_loss: float
-    grad_norm: float  # before clipping
-    seconds: float  # of training so far, over all resumed parts
-    base_loss_by_class: list[float]  # NaN for a class that was not drawn
-    distance_by_class: list[float]  # D of Eq. (4); NaN without CALL
-
-
-def build_model(config: TrainConfig, in_channels: int, num_classes: int) -> UNet:
-    """The network of `config`, with capacity reserved if it asks for CALL. Initialised from the global generator."""
-    model = UNet(
-        in_channels,
-        num_classes,
-        config.channels,
-        config.channel_mult,
-        config.attention_levels,
-        config.num_res_blocks,
-        config.dropout,
-        augment.CONDITION_SIZE if config.augment else 0,
-    )
-    return reserve(model, config.rank, config.where) if config.call else model
 
 
 def step_seed(seed: int, *stream: int) -> int:
@@ -90,6 +66,13 @@ def resampled_index(labels: Tensor, power: float, batch_size: int, seed: int, st
     )
 
 
+def step_index(config: Settings, labels: Tensor, step: int) -> Tensor:
+    """Positions of step `step`'s images: of shuffled epochs, or re-sampled where `config.resample` asks for it."""
+    if config.resample:
+        return resampled_index(labels, config.resample, config.batch_size, config.seed, step)
+    return batch_index(len(labels), config.batch_size, config.seed, step)
+
+
 @contextmanager
 def _global_seed(seed: int, device: torch.device):
     """Dropout draws from PyTorch's global generator: seed it for the block and put it back."""
@@ -100,10 +83,11 @@ def _global_seed(seed: int, device: torch.device):
 
 @contextmanager
 def _stop_signal():
-    """Within the block SIGINT (Ctrl-C, "interrupt kernel") and SIGTERM are noted, not acted on."""
+    """Within the block SIGINT (Ctrl-C, "interrupt kernel"), SIGTERM and SIGUSR1 are noted, not acted on."""
     received: list[int] = []
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     try:
-        before = {s: signal.signal(s, lambda n, _: received.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, lambda n, _: received.append(n)) for s in signals}
     except ValueError:  # not the main thread: signals are not ours to take
         before = {}
     try:
@@ -113,92 +97,130 @@ def _stop_signal():
             signal.signal(s, handler)
 
 
-def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict) -> None:
-    """One safetensors file, metadata as JSON in its header, written under a temporary name and renamed."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with records.replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"callkit": json.dumps(metadata)})
+class _Batches:
+    """Step k's batch as a function of (seed, k), on the device, from images that stay there."""
+
+    def __init__(self, config: TrainConfig, train_set: data.ImageSet, allocation: AllocationLoss, device: torch.device):
+        self.config, self.allocation, self.device = config, allocation, device
+        self.images, self.labels = train_set.images.to(device), train_set.labels
+        self.num_classes = train_set.num_classes
+        self.frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
+        """The batch, and each compared sample's weight in the allocation loss: together they average it."""
+        c = self.config
+        index = step_index(c, self.labels, step)
+        rows, weights = self._compared(self.labels[index], step)
+        x0, y = data.to_float(self.images[index.to(self.device)]), self.labels[index].to(self.device)
+        augmentation = None
+        if c.augment:
+            warp = augment.draw(len(y), generator)
+            x0, augmentation = augment.apply(x0, warp.matrix()), warp.condition()
+        elif c.flip:
+            mirrored = torch.rand(y.shape, generator=generator, device=self.device) < 0.5
+            x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        dropped = torch.rand(y.shape, generator=generator, device=self.device) < c.label_drop
+        return Batch(x0, y, y.masked_fill(dropped, self.num_classes), self.frequency, augmentation, rows), weights
+
+    def _compared(self, y: Tensor, step: int) -> tuple[Tensor | None, Tensor]:
+        """Rows whose second prediction is wanted (None: all), and their weights. Equally many for each process."""
+        if self.config.branch_share == 1:
+            return None, torch.full((len(y),), 1 / len(y), device=self.device)
+        generator = torch.Generator().manual_seed(step_seed(self.config.seed, 4, step))
+        shares = y.chunk(distributed.world_size())
+        size = max(1, round(self.config.branch_share * len(shares[0])))
+        drawn = [self.allocation.subset(share, size, generator) for share in shares]
+        rows = torch.cat([rows + i * len(shares[0]) for i, (rows, _) in enumerate(drawn)])
+        weights = torch.cat([weights for _, weights in drawn]) / len(shares)
+        return rows.to(self.device), weights.to(self.device)
 
 
-def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, metadata) of a file that `save_checkpoint` wrote. ValueError if it is damaged or not ours.
+class _State:
+    """What a checkpoint holds: the weights, their EMA, Adam's moments, and the sums for the next record."""
 
-    With tensors=False only the header is read, and the first dictionary is empty.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="pt") as f:
-            names = f.keys() if tensors else ()
-            return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["callkit"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or was not written by callkit: {error}") from error
+    def __init__(
+        self, config: Settings, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, counts, device
+    ):
+        self.config, self.parameters, self.optimiser = config, parameters, optimiser
+        self.splits = data.splits(counts)
+        self.ema = {k: p.detach().clone() for k, p in parameters.items()}
+        self.totals = torch.zeros(3, device=device)  # base loss, allocation loss, gradient norm
+        # by class: base loss and samples, distance and compared samples
+        self.by_class = torch.zeros(4, len(counts), device=device)
 
+    def update(self, step: int) -> Tensor:
+        """Adam with warm-up and clipping, then the EMA; returns the gradient's norm before clipping."""
+        c = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = c.lr * min(1.0, (step + 1) / max(1, c.warmup))
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), c.grad_clip, foreach=True)
+        self.optimiser.step()
+        decay = min(c.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+        return norm
 
-def steps_done(run: str | Path) -> int:
-    """How far the run in this folder has come; 0 if it has no checkpoint yet."""
-    checkpoint = Path(run) / CHECKPOINT
-    return load_checkpoint(checkpoint, tensors=False)[1]["step"] if checkpoint.exists() else 0
+    def record(self, step: int, seconds: float) -> StepRecord:
+        """Averages since the last one, which are then forgotten."""
+        loss, drawn, distance, compared = self.by_class
+        base, allocation, norm = (self.totals / drawn.sum() * self.config.batch_size).tolist()
+        record = StepRecord(
+            step=step,
+            loss=base + allocation,
+            base_loss=base,
+            allocation_loss=allocation,
+            grad_norm=norm,
+            seconds=seconds,
+            base_loss_by_class=(loss / drawn).tolist(),
+            distance_by_class=(distance / compared).tolist(),
+            base_loss_by_split={k: (loss[c].sum() / drawn[c].sum()).item() for k, c in self.splits.items()},
+        )
+        self.totals.zero_()
+        self.by_class.zero_()
+        return record
 
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{k}": p for k, p in self.parameters.items()} | {f"ema.{k}": v for k, v in self.ema.items()}
+        for name in ("exp_avg", "exp_avg_sq"):
+            tensors |= {f"{name}.{k}": self.optimiser.state[p][name] for k, p in self.parameters.items()}
+        return tensors | {"log.totals": self.totals, "log.by_class": self.by_class}
 
-def available_weights(path: str | Path) -> list[str]:
-    """What `load_model` can make of a checkpoint and evaluation should: theta, and with CALL theta_g."""
-    return ["theta", "theta_g"] if load_checkpoint(path, tensors=False)[1]["config"]["call"] else ["theta"]
-
-
-def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") -> tuple[UNet, TrainConfig]:
-    """A plain U-Net in eval mode from a checkpoint's EMA weights, and the run's config.
-
-    weights  "theta" merges the expert in; "theta_g" leaves it out; "reserved" keeps the decomposition,
-             for `expert_scale`. Without CALL there is only "theta".
-    """
-    if weights not in ("theta", "theta_g", "reserved"):
-        raise ValueError(f"unknown weights {weights!r}; known: theta, theta_g, reserved")
-    tensors, metadata = load_checkpoint(path)
-    config = TrainConfig.from_dict(metadata["config"])
-    if weights != "theta" and not config.call:
-        raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
-    model = build_model(config, metadata["in_channels"], metadata["num_classes"])
-    prefix = "ema."
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the network that its config describes: {error}") from error
-    if weights != "reserved":
-        model = merge(model, scale=1.0 if weights == "theta" else 0.0)
-    return model.eval().requires_grad_(False).to(device), config
-
-
-def save_released(checkpoint: str | Path, path: str | Path) -> None:
-    """The part of a checkpoint that a reader needs: EMA weights and metadata, no optimiser."""
-    tensors, metadata = load_checkpoint(checkpoint)
-    save_checkpoint(Path(path), {k: v for k, v in tensors.items() if k.startswith("ema.")}, metadata)
-
-
-def read_log(path: str | Path) -> list[StepRecord]:
-    """The step records in a run's log.jsonl; none if it does not exist yet."""
-
-    def from_json(value):
-        if isinstance(value, list):
-            return [from_json(v) for v in value]
-        return float("nan") if value is None else value
-
-    if not Path(path).exists():
-        return []
-    lines = [line for line in Path(path).read_text().splitlines(keepends=True) if line.endswith("\n")]  # no torn one
-    return [StepRecord(**{k: from_json(v) for k, v in json.loads(line).items()}) for line in lines]
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        self.totals.copy_(tensors["log.totals"])
+        self.by_class.copy_(tensors["log.by_class"])
+        for k, p in self.parameters.items():
+            p.copy_(tensors[f"model.{k}"])
+            self.ema[k].copy_(tensors[f"ema.{k}"])
+            self.optimiser.state[p] = {
+                "step": torch.tensor(float(step), device=p.device if self.optimiser.defaults["fused"] else None),
+                "exp_avg": torch.empty_like(p).copy_(tensors[f"exp_avg.{k}"]),
+                "exp_avg_sq": torch.empty_like(p).copy_(tensors[f"exp_avg_sq.{k}"]),
+            }
 
 
-def _log_line(record: StepRecord) -> str:
-    return json.dumps(records.to_json(record.__dict__), allow_nan=False) + "\n"
-
-
-def _same_run(config: TrainConfig, saved: dict, path: Path) -> None:
-    ours, saved = config.to_dict(), TrainConfig.from_dict(saved).to_dict()
+def _same_run(config: Settings, saved: dict, path: Path) -> None:
+    ours, saved = config.to_dict(), type(config).from_dict(saved).to_dict()
+    if ours["steps"] > saved["steps"]:
+        saved["steps"] = ours["steps"]  # the first steps of a long run are those of a short one
     changed = [f"{k}: {saved[k]!r} there, {v!r} now" for k, v in ours.items() if saved[k] != v]
     if changed:
         raise ValueError(f"{path} belongs to a run with other settings ({'; '.join(changed)}); use another run folder")
+
+
+class Pieces(NamedTuple):
+    """What `carry_out` trains: the network of a pixel model, or Stable Diffusion's adapters (`lora`)."""
+
+    model: nn.Module
+    network: nn.Module  # what the base loss is given: the model, or a view of it
+    parameters: dict[str, nn.Parameter]  # trained ones, by name
+    optimiser: torch.optim.Optimizer
+    draw: Callable[[int, torch.Generator], tuple[Batch, Tensor]]  # step -> batch, weights of the compared samples
+    allocation: AllocationLoss
+    schedule: NoiseSchedule
+    counts: np.ndarray  # training images per class
+    about: dict  # what else a checkpoint tells, to build the model again
+    precision: AbstractContextManager = nullcontext()
 
 
 def train(
@@ -207,35 +229,47 @@ def train(
     device: str = "cpu",
     minutes: float | None = None,
     data_root: str | Path = "data",
+    compile: bool = False,
 ) -> Iterator[StepRecord]:
     """Minimise Eq. (6), yielding a StepRecord every `config.log_every` steps.
 
-    run      the run folder (default `records.run_folder(config)`). A checkpoint there is resumed from;
-             one of a run with other settings, or a damaged one, raises ValueError before any work.
+    run      the run folder (default `records.run_folder(config)`). A checkpoint there is resumed from; if it is
+             damaged, the one before. With more `steps` than it was planned for, it is made longer; other settings
+             raise ValueError before any work, and a process that trains there already TrainingError.
     minutes  stop after that much time, with a checkpoint; a later call goes on from there.
+    compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
 
-    A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT or
-    SIGTERM, which then raise KeyboardInterrupt. TrainingError, naming the term, if a loss is not finite or
-    explodes; diverged.json in the run folder then says the same to `evaluation.record_divergence`.
+    A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT, SIGTERM or
+    SIGUSR1, which then raise KeyboardInterrupt; the one before is kept beside it. TrainingError, naming the term, if a
+    loss is not finite or explodes; diverged.json in the run folder then says the same to
+    `evaluation.record_divergence`. Under torchrun (`distributed.started`) every process calls this with the same
+    arguments, and the first one writes.
     """
-    device = torch.device(device)
-    run = Path(run) if run is not None else records.run_folder(config)
-    checkpoint = run / CHECKPOINT
+    if config.batch_size % distributed.world_size():
+        raise ValueError(
+            f"batch_size must be a multiple of the number of processes, {distributed.world_size()}, "
+            f"got {config.batch_size}"
+        )
     if config.base not in OBJECTIVES:
         raise ValueError(f"unknown base {config.base!r}; known: {', '.join(OBJECTIVES)}")
-    objective = OBJECTIVES[config.base]
-    records.check_writable(run)
-    resumed = load_checkpoint(checkpoint) if checkpoint.exists() else None
-    if resumed:
-        _same_run(config, resumed[1]["config"], checkpoint)
+    run, device = Path(run) if run is not None else records.run_folder(config), torch.device(device)
+    yield from carry_out(config, run, device, minutes, lambda: _pieces(config, device, data_root, compile))
 
-    train_set = data.load_long_tailed(config.dataset, config.imbalance_ratio, data_root, config.image_size).train
-    images, labels = train_set.images.to(device), train_set.labels.to(device)
-    num_classes = train_set.num_classes
+
+def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, compile: bool) -> Pieces:
+    train_set = data.load_long_tailed(
+        config.dataset, config.imbalance_ratio, data_root, config.image_size, config.held_out
+    ).train
+    num_classes, in_channels, image_size = train_set.num_classes, *train_set.images.shape[1:3]
     with _global_seed(step_seed(config.seed, 1), torch.device("cpu")):
-        model = build_model(config, images.shape[1], num_classes).to(device).train()
-    schedule = NoiseSchedule().to(device)
-    frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
+        model = build_model(config, in_channels, num_classes).to(device).train()
+    if config.channels >= 64:  # for small networks channels-last is slower
+        model.to(memory_format=torch.channels_last)
+    if compile:
+        # The two halves, so that what is drawn and what is scaled stays outside.
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        model.encode, model.decode = (torch.compile(f, mode=mode) for f in (model.encode, model.decode))
+    parameters = dict(model.named_parameters())
     allocation = AllocationLoss(
         train_set.counts,
         config.lam,
@@ -246,156 +280,129 @@ def train(
         config.stop_gradient,
         config.centred,
     ).to(device)
-    parameters = dict(model.named_parameters())
-    ema = {k: p.detach().clone() for k, p in parameters.items()}
-    optimiser = torch.optim.Adam(parameters.values(), lr=config.lr)
-    generator = torch.Generator(device)
+    return Pieces(
+        model=model,
+        network=distributed.Sharded(model) if distributed.world_size() > 1 else model,
+        parameters=parameters,
+        optimiser=torch.optim.Adam(parameters.values(), lr=config.lr, fused=True),
+        draw=_Batches(config, train_set, allocation, device).draw,
+        allocation=allocation,
+        schedule=NoiseSchedule().to(device),
+        counts=train_set.counts,
+        about={"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size},
+        precision=torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+    )
 
-    # Sums since the last record: base loss, allocation loss, gradient norm; by class base loss, distance, samples.
-    totals = torch.zeros(3, device=device)
-    by_class = torch.zeros(3, num_classes, device=device)
 
+def carry_out(
+    config: Settings, run: Path, device: torch.device, minutes: float | None, prepare: Callable[[], Pieces]
+) -> Iterator[StepRecord]:
+    """The steps of `train` for any model: `prepare` makes it, once the run folder is found free and fitting."""
+    records.check_writable(run)
+    with locked(run) if distributed.rank() == 0 else nullcontext():
+        resumed = load_newest(run)
+        if resumed:
+            _same_run(config, resumed[1]["config"], run / CHECKPOINT)
+        if not resumed or resumed[1]["step"] < config.steps:
+            yield from _steps(config, run, device, minutes, prepare(), resumed)
+
+
+def _steps(
+    config: Settings,
+    run: Path,
+    device: torch.device,
+    minutes: float | None,
+    pieces: Pieces,
+    resumed: tuple[dict[str, Tensor], dict] | None,
+) -> Iterator[StepRecord]:
+    model, network, parameters, optimiser, draw, allocation, schedule, counts, about, precision = pieces
+    checkpoint, leader = run / CHECKPOINT, distributed.rank() == 0
+    generator, objective = torch.Generator(device), OBJECTIVES[config.base]
+    state = _State(config, parameters, optimiser, counts, device)
     start, seconds_before = 0, 0.0
     if resumed:
         tensors, metadata = resumed
         start, seconds_before = metadata["step"], metadata["seconds"]
-        totals.copy_(tensors["log.totals"])
-        by_class.copy_(tensors["log.by_class"])
-        with torch.no_grad():
-            for k, p in parameters.items():
-                p.copy_(tensors[f"model.{k}"])
-                ema[k].copy_(tensors[f"ema.{k}"])
-                optimiser.state[p] = {
-                    "step": torch.tensor(float(start)),
-                    "exp_avg": tensors[f"exp_avg.{k}"].to(device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{k}"].to(device),
-                }
-    # A log is cut back to the checkpoint: steps after it are done again.
-    kept = [_log_line(r) for r in read_log(run / LOG) if r.step <= start]
-    (run / LOG).write_text("".join(kept))
-    (run / DIVERGED).unlink(missing_ok=True)
-    if start >= config.steps:
-        return
-
-    provenance = records.provenance(device)
+        state.restore(tensors, start)
+    distributed.wait_for_all()  # the first process must not change the folder before all have read it
+    if leader:
+        # A log is cut back to the checkpoint: steps after it are done again.
+        (run / LOG).write_text("".join(log_line(r) for r in read_log(run / LOG) if r.step <= start))
+        (run / DIVERGED).unlink(missing_ok=True)
+    provenance = records.provenance(device) | {"processes": distributed.world_size()}
     began = time.perf_counter()
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
+    def metadata_at(step: int) -> dict:
+        return {
+            "config": config.to_dict(),
+            "counts": counts.tolist(),
+            "step": step,
+            "seconds": seconds(),
+            "provenance": provenance,
+        }
+
     def save(step: int) -> None:
-        tensors = {f"model.{k}": p for k, p in parameters.items()} | {f"ema.{k}": v for k, v in ema.items()}
-        tensors |= {"log.totals": totals, "log.by_class": by_class}
-        for name in ("exp_avg", "exp_avg_sq"):
-            tensors |= {f"{name}.{k}": optimiser.state[p][name] for k, p in parameters.items()}
-        save_checkpoint(
-            checkpoint,
-            tensors,
-            {
-                "config": config.to_dict(),
-                "step": step,
-                "seconds": seconds(),
-                "in_channels": images.shape[1],
-                "num_classes": num_classes,
-                "image_size": images.shape[-1],
-                "counts": train_set.counts.tolist(),
-                "provenance": provenance,
-            },
-        )
+        save_checkpoint(checkpoint, state.tensors(), metadata_at(step) | about, previous=run / PREVIOUS)
+
+    def check(step: int, base_loss: Tensor, allocation_loss: Tensor, grad_norm: Tensor) -> None:
+        largest = torch.finfo(torch.float32).max
+        terms = {"base loss": (base_loss, EXPLODED), "allocation loss": (allocation_loss, EXPLODED)}
+        for term, (value, limit) in (terms | {"gradient norm": (grad_norm, largest)}).items():
+            if abs(value.item()) <= limit:  # not so for NaN
+                continue
+            if leader:
+                found = {"term": term, "value": str(value.item())}  # NaN and infinity are not JSON
+                records.write_json(run / DIVERGED, metadata_at(step) | found)
+            no_floor = term == "allocation loss" and config.bound is None
+            raise TrainingError(
+                f"step {step}: the {term} is {value.item():.3g}, beyond ±{limit:g}; stopped. "
+                f"The last good checkpoint is {checkpoint if checkpoint.exists() else 'none'}. "
+                + (
+                    "The diversity term -omega_Div D has no floor with bound=None: use allocation='bounded'."
+                    if no_floor
+                    else "Try a smaller lr."
+                )
+            )
 
     with _stop_signal() as stop, (run / LOG).open("a") as log:
         for step in range(start, config.steps):
             generator.manual_seed(step_seed(config.seed, 2, step))
-            if config.resample:
-                index = resampled_index(train_set.labels, config.resample, config.batch_size, config.seed, step)
-            else:
-                index = batch_index(len(images), config.batch_size, config.seed, step)
-            index = index.to(device)
-            x0, y = data.to_float(images[index]), labels[index]
-            augmentation = None
-            if config.augment:
-                warp = augment.draw(len(y), generator)
-                x0, augmentation = augment.apply(x0, warp.matrix()), warp.condition()
-            elif config.flip:
-                mirrored = torch.rand(y.shape, generator=generator, device=device) < 0.5
-                x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
-            dropped = torch.rand(y.shape, generator=generator, device=device) < config.label_drop
-            batch = Batch(x0, y, y.masked_fill(dropped, num_classes), frequency, augmentation)
-
-            with _global_seed(step_seed(config.seed, 3, step), device):
-                out = objective(model, batch, schedule, generator, both=config.call, **config.base_options)
-            base_loss = out.loss.mean()
+            batch, weights = draw(step, generator)
+            with _global_seed(step_seed(config.seed, 3, step), device), products_kept(model), precision:
+                out = objective(network, batch, schedule, generator, both=config.call, **config.base_options)
+            base_loss, allocation_loss = out.loss.mean(), out.loss.new_zeros(())
             if config.call:
-                allocated = allocation(out.eps, out.eps_general, y, out.loss)
-                allocation_loss, distance = allocated.loss.mean(), allocated.distance
-            else:
-                allocation_loss, distance = base_loss.new_zeros(()), torch.full_like(out.loss, float("nan"))
-
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * min(1.0, (step + 1) / max(1, config.warmup))
-            optimiser.zero_grad()
+                rows = slice(None) if batch.rows is None else batch.rows
+                allocated = allocation(out.eps[rows], out.eps_general, batch.y[rows], out.loss[rows])
+                allocation_loss = (weights * allocated.loss).sum()
+            state.optimiser.zero_grad()
             (base_loss + allocation_loss).backward()
-            grad_norm = nn.utils.clip_grad_norm_(parameters.values(), config.grad_clip)
-            optimiser.step()
-            decay = min(config.ema_decay, (1 + step) / (10 + step))
+            distributed.sum_gradients(state.parameters.values())
+            grad_norm = state.update(step)
             with torch.no_grad():
-                torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - decay)
-
-                totals += torch.stack([base_loss, allocation_loss, grad_norm])
+                state.totals += torch.stack([base_loss, allocation_loss, grad_norm])
                 ones = torch.ones_like(out.loss)
-                by_class.index_add_(1, y, torch.stack([out.loss, distance, ones]))
+                state.by_class[:2].index_add_(1, batch.y, torch.stack([out.loss, ones]))
+                if config.call:
+                    state.by_class[2:].index_add_(1, batch.y[rows], torch.stack([allocated.distance, ones[rows]]))
 
             done = step + 1
-            out_of_time = minutes is not None and time.perf_counter() - began > 60 * minutes
-            interrupted = bool(stop)  # once: a signal during the yield below is the next step's
+            # once: a signal during the yield below is the next step's
+            interrupted = distributed.any_process(bool(stop))
+            out_of_time = distributed.any_process(minutes is not None and time.perf_counter() - began > 60 * minutes)
             leaving = interrupted or out_of_time or done == config.steps
-            if done % config.log_every == 0 or done % config.checkpoint_every == 0 or leaving:
-                for term, value, limit in (
-                    ("base loss", base_loss, EXPLODED),
-                    ("allocation loss", allocation_loss, EXPLODED),
-                    ("gradient norm", grad_norm, torch.finfo(torch.float32).max),
-                ):
-                    if not abs(value.item()) <= limit:  # also true of NaN
-                        records.write_json(
-                            run / DIVERGED,
-                            {
-                                "config": config.to_dict(),
-                                "counts": train_set.counts.tolist(),
-                                "step": done,
-                                "term": term,
-                                "value": str(value.item()),  # NaN and infinity are not JSON
-                                "seconds": seconds(),
-                                "provenance": provenance,
-                            },
-                        )
-                        raise TrainingError(
-                            f"step {done}: the {term} is {value.item():.3g}, beyond ±{limit:g}; stopped. "
-                            f"The last good checkpoint is {checkpoint if checkpoint.exists() else 'none'}. "
-                            + (
-                                "The diversity term -omega_Div D has no floor with bound=None: "
-                                "use allocation='bounded'."
-                                if term == "allocation loss" and config.bound is None
-                                else "Try a smaller lr."
-                            )
-                        )
-            record = None
-            if done % config.log_every == 0 or done == config.steps:
-                base_mean, allocation_mean, norm_mean = (totals / by_class[2].sum() * config.batch_size).tolist()
-                record = StepRecord(
-                    step=done,
-                    loss=base_mean + allocation_mean,
-                    base_loss=base_mean,
-                    allocation_loss=allocation_mean,
-                    grad_norm=norm_mean,
-                    seconds=seconds(),
-                    base_loss_by_class=(by_class[0] / by_class[2]).tolist(),
-                    distance_by_class=(by_class[1] / by_class[2]).tolist(),
-                )
-                totals.zero_()
-                by_class.zero_()
-                log.write(_log_line(record))
+            to_log = done % config.log_every == 0 or done == config.steps
+            to_save = done % config.checkpoint_every == 0 or leaving
+            if to_log or to_save:
+                check(done, base_loss, allocation_loss, grad_norm)
+            record = state.record(done, seconds()) if to_log else None
+            if record and leader:
+                log.write(log_line(record))
                 log.flush()
-            if done % config.checkpoint_every == 0 or leaving:
+            if to_save and leader:
                 save(done)
             if record:
                 yield record

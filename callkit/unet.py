@@ -2,7 +2,8 @@
 
 At the paper's size (128 channels, multipliers 1-2-2-2, attention at the second level) it has
 35,751,427 trainable parameters with 10 classes and 35,797,507 with 100.
-Forward is split into `encode` and `decode`, because CALL decodes twice from one encoding (Chapter 02).
+Forward is split into `encode` and `decode`, because CALL decodes twice from one encoding (Chapter 04).
+notebooks/03_unet_and_ddim computes it by hand.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from callkit.capacity import expert_scale, expert_weights
 
+Masks = list[Tensor | None]  # of dropout, one a residual block in the order of their use; None: no dropout
+
 
 class State(NamedTuple):
     """What the encoder hands to the decoder."""
@@ -20,6 +23,20 @@ class State(NamedTuple):
     h: Tensor  # (B, C', H', W') the deepest features
     skips: list[Tensor]  # one per layer of the down path
     emb: Tensor  # (B, 4 * channels) time plus class
+    masks: Masks  # of the up path
+
+    def take(self, rows: Tensor | None) -> "State":
+        """The state of these samples alone, in this order; of all for None."""
+        return State(
+            take(self.h, rows),
+            [take(s, rows) for s in self.skips],
+            take(self.emb, rows),
+            [take(m, rows) for m in self.masks],
+        )
+
+
+def take(value: Tensor | None, rows: Tensor | slice | None) -> Tensor | None:
+    return value if rows is None or value is None else value[rows]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -46,19 +63,19 @@ class Attention(nn.Module):
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around the time-and-class embedding; attention behind them where asked for."""
 
-    def __init__(self, in_channels: int, channels: int, emb_dim: int, dropout: float, attention: bool):
+    def __init__(self, in_channels: int, channels: int, emb_dim: int, attention: bool):
         super().__init__()
         self.norm1, self.conv1 = group_norm(in_channels), nn.Conv2d(in_channels, channels, 3, padding=1)
         self.emb = nn.Linear(emb_dim, channels)
         self.norm2, self.conv2 = group_norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
         self.attention = Attention(channels) if attention else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, mask: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.emb(F.silu(emb))[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = F.silu(self.norm2(h))
+        h = self.conv2(h if mask is None else h * mask)
         return self.attention(h + self.shortcut(x))
 
 
@@ -67,7 +84,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
@@ -76,7 +93,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
@@ -105,7 +122,7 @@ class UNet(nn.Module):
         condition_size: int = 0,
     ):
         super().__init__()
-        self.in_channels, self.num_classes = in_channels, num_classes
+        self.in_channels, self.num_classes, self.dropout = in_channels, num_classes, dropout
         self.downscaling = 2 ** (len(channel_mult) - 1)
         emb_dim = 4 * channels
         frequencies = 10_000 ** (-torch.arange(0, channels, 2) / channels)
@@ -120,7 +137,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                self.down.append(ResBlock(width, mult * channels, emb_dim, dropout, level in attention_levels))
+                self.down.append(ResBlock(width, mult * channels, emb_dim, level in attention_levels))
                 width = mult * channels
                 widths.append(width)
             if level < len(channel_mult) - 1:
@@ -129,17 +146,15 @@ class UNet(nn.Module):
 
         self.middle = nn.ModuleList(
             [
-                ResBlock(width, width, emb_dim, dropout, attention=True),
-                ResBlock(width, width, emb_dim, dropout, attention=False),
+                ResBlock(width, width, emb_dim, attention=True),
+                ResBlock(width, width, emb_dim, attention=False),
             ]
         )
 
         self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for _ in range(num_res_blocks + 1):
-                self.up.append(
-                    ResBlock(width + widths.pop(), mult * channels, emb_dim, dropout, level in attention_levels)
-                )
+                self.up.append(ResBlock(width + widths.pop(), mult * channels, emb_dim, level in attention_levels))
                 width = mult * channels
             if level > 0:
                 self.up.append(Upsample(width))
@@ -164,48 +179,84 @@ class UNet(nn.Module):
         emb = self.time(table) + self.label(y.clamp(max=self.num_classes - 1)).masked_fill(null, 0.0)
         return emb if augmentation is None else emb + self.augmentation(augmentation)
 
-    def encode(self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None) -> State:
+    def dropout_masks(self, x_t: Tensor) -> Masks:
+        """A mask for every residual block, 0 or 1 / (1 - dropout), from the global generator; all None in eval mode.
+
+        Drawn before the forward pass, so that two predictions can share them, and be compared.
+        """
+        layers = [*self.down, *self.middle, *self.up]
+        if not self.training or self.dropout == 0:
+            return [None for layer in layers if isinstance(layer, ResBlock)]
+        height, width = x_t.shape[-2:]
+        contiguous = self.middle[0].conv1.weight.is_contiguous()
+        memory_format = torch.contiguous_format if contiguous else torch.channels_last
+        masks = []
+        for layer in layers:
+            if isinstance(layer, Downsample):
+                height, width = height // 2, width // 2
+            elif isinstance(layer, Upsample):
+                height, width = height * 2, width * 2
+            else:
+                shape = (len(x_t), layer.conv2.in_channels, height, width)
+                uniform = torch.empty(shape, device=x_t.device, memory_format=memory_format).uniform_()
+                masks.append(uniform.ge_(self.dropout).div_(1 - self.dropout))  # bernoulli_ is 3 times slower on a CPU
+        return masks
+
+    def encode(
+        self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None, masks: Masks | None = None
+    ) -> State:
         """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,), (B, condition_size)."""
         if x_t.ndim != 4 or x_t.shape[1] != self.in_channels:
             raise ValueError(f"images must be (B, {self.in_channels}, H, W), got {tuple(x_t.shape)}")
         if x_t.shape[-1] % self.downscaling or x_t.shape[-2] % self.downscaling:
             raise ValueError(f"height and width must be multiples of {self.downscaling}, got {tuple(x_t.shape[-2:])}")
+        masks = list(masks or self.dropout_masks(x_t))
         emb = self.embed(t, y, augmentation)
         h = self.head(x_t)
         skips = [h]
         for layer in self.down:
-            h = layer(h, emb)
+            h = layer(h, emb, masks.pop(0)) if isinstance(layer, ResBlock) else layer(h)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, emb)
-        return State(h, skips, emb)
+            h = layer(h, emb, masks.pop(0))
+        return State(h, skips, emb, masks)
 
     def decode(self, state: State) -> Tensor:
         """Predicted noise (B, C, H, W)."""
-        h, skips, emb = state.h, list(state.skips), state.emb
+        h, skips, emb, masks = state.h, list(state.skips), state.emb, list(state.masks)
         for layer in self.up:
             if isinstance(layer, ResBlock):
-                h = torch.cat([h, skips.pop()], dim=1)
-            h = layer(h, emb)
-        return self.tail(h)
+                h = layer(torch.cat([h, skips.pop()], dim=1), emb, masks.pop(0))
+            else:
+                h = layer(h)
+        with torch.autocast(h.device.type, enabled=False):  # eps is float32, also where the rest is bfloat16
+            return self.tail(h.float())
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None) -> Tensor:
-        return self.decode(self.encode(x_t, t, y, augmentation))
+    def forward(
+        self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None, masks: Masks | None = None
+    ) -> Tensor:
+        return self.decode(self.encode(x_t, t, y, augmentation, masks))
 
     def forward_both(
-        self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        y: Tensor,
+        augmentation: Tensor | None = None,
+        rows: Tensor | None = None,
+        masks: Masks | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(eps of theta, eps of theta^g), encoding once where the expert sits in the decoder alone.
 
-        Both see the same dropout masks, so that their distance is the expert's doing and nothing else's.
+        rows   int64 (m,): the samples whose second prediction is wanted, in this order; None: all
+        masks  of dropout, as `dropout_masks` draws them, and does by default. Both predictions see the same, so that
+               their distance is the expert's doing and nothing else's.
         """
-        in_decoder = all(name.startswith(("up.", "tail.")) for name in expert_weights(self))
-        state = self.encode(x_t, t, y, augmentation) if in_decoder else None
-
-        def predict() -> Tensor:
-            return self.decode(state) if in_decoder else self(x_t, t, y, augmentation)
-
-        with torch.random.fork_rng([x_t.device] if x_t.is_cuda else []):
-            eps = predict()
+        masks = masks or self.dropout_masks(x_t)
+        state = self.encode(x_t, t, y, augmentation, masks)
+        eps = self.decode(state)
         with expert_scale(self, 0.0):
-            return eps, predict()
+            if not all(name.startswith(("up.", "tail.")) for name in expert_weights(self)):
+                inputs = (take(v, rows) for v in (x_t, t, y, augmentation))
+                return eps, self(*inputs, [take(m, rows) for m in masks])
+            return eps, self.decode(state.take(rows))

@@ -1,4 +1,4 @@
-"""Every figure of the book, in one style, and the frame slider that needs no kernel.
+"""Every figure of the book, in one style, and sliders that need no kernel.
 
 Mid-grey ink on a transparent canvas reads on light and dark pages alike; colours are Okabe and Ito's.
 """
@@ -8,12 +8,19 @@ import html
 import io
 import itertools
 import json
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
+
+from callkit.config import TITLES
+from callkit.statistics import Paired
 
 INK = "0.5"
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
@@ -80,6 +87,36 @@ def image_rows(rows: list[Tensor], labels: list[str], size: float = 0.42) -> Fig
                 image = row[i].permute(1, 2, 0).numpy()
                 cell.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         line[0].text(-0.25, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def class_columns(blocks: dict[str, Tensor], heads: list[str], splits: dict[str, list[int]]) -> Figure:
+    """A block of images per entry, a column per class: uint8 (classes * k, C, H, W) each, sorted by class.
+
+    `heads` stand above the columns, in the colours of the splits.
+    """
+    columns = len(heads)
+    k = [len(images) // columns for images in blocks.values()]
+    size = (0.48 * columns, sum(0.48 * n + 0.3 for n in k) + 0.2)
+    figure, axes = _figure(len(blocks), 1, figsize=size, squeeze=False, height_ratios=k)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    colors = {c: color for split, color in SPLIT_COLORS.items() for c in splits[split]}
+    for (name, images), (cell,), n in zip(blocks.items(), axes, k, strict=True):
+        tile = images.unflatten(0, (columns, n)).permute(1, 3, 0, 4, 2).numpy()  # k, H, classes, W, C
+        height, width = tile.shape[1] + 1, tile.shape[3] + 1
+        canvas = np.zeros((n, height, columns, width, 4), np.uint8)  # transparent lines between the images
+        canvas[:, :-1, :, :-1, :3] = tile
+        canvas[:, :-1, :, :-1, 3] = 255
+        cell.imshow(canvas.reshape(n * height, columns * width, 4), interpolation="nearest")
+        cell.set_title(name, loc="left", fontsize=11)
+        cell.set_axis_off()
+    top = axes[0, 0]
+    top.set_title(top.get_title("left"), loc="left", fontsize=11, pad=20)
+    for c, head in enumerate(heads):
+        top.annotate(
+            head, ((c + 0.5) * width - 0.5, 0), (0, 3), textcoords="offset points", ha="center", fontsize=10,
+            color=colors[c], fontweight="bold",
+        )  # fmt: skip
     return figure
 
 
@@ -162,7 +199,7 @@ def class_changes(rows: dict[str, dict[str, tuple]], ylabel: str, splits: dict[s
         line[0].set_ylabel(ylabel)
     for axes in grid[-1]:
         axes.set_xlabel("class, largest first")
-    grid[0][0].legend(fontsize=7, loc="upper left")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), fontsize=8, loc="outside upper right", ncols=len(splits))
     return figure
 
 
@@ -198,6 +235,81 @@ def variant_dots(rows: dict[str, dict[str, list[float]]], xlabel: str = "FID (lo
     return figure
 
 
+def log_axis(axis, subs=(1, 3)) -> None:
+    """A logarithmic x or y axis with plain numbers at `subs` times the powers of ten."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:.3g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def interval_dots(rows: dict[str, dict[str, Paired]], xlabel: str = "FID, as a multiple of DDPM's") -> Figure:
+    """One panel per split, one line per variant: a dot per seed, a bar for the interval of the mean ratio, which leaves
+    the panel where seeds are too few to tell. rows[variant][split] = a ratio by seed."""
+    splits = list(next(iter(rows.values())))
+    figure, panels = _figure(1, len(splits), figsize=(6.2, 0.3 * len(rows) + 1.2), sharey=True)
+    for axes, split in zip(panels, splits, strict=True):
+        color = SPLIT_COLORS.get(split, INK)
+        dots = [v for by_split in rows.values() for v in by_split[split].values]
+        reach = 1.25 * max(max(dots), 1 / min(dots), 1.25)
+        axes.axvline(1, color=INK, linewidth=1, linestyle=":")
+        for at, ratio in enumerate(by_split[split] for by_split in rows.values()):
+            axes.plot(ratio.values, [at] * len(ratio.values), "o", color=color, alpha=0.5, markersize=4, linewidth=0)
+            axes.plot([ratio.low, ratio.high], [at, at], color=color, linewidth=1.5)
+            axes.plot(ratio.mean, at, "|", color=color, markersize=11, markeredgewidth=2)
+        axes.set(xlim=(1 / reach, reach), title=split.capitalize())
+        log_axis(axes.xaxis, (1, 1.4, 7) if reach < 2 else (1, 2, 5) if reach < 8 else (1, 3) if reach < 20 else (1,))
+    panels[len(splits) // 2].set_xlabel(xlabel)
+    panels[0].set_yticks(range(len(rows)), rows)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
+VERDICT_COLORS = {"supported": BLUE, "direction only": SKY, "not supported": ORANGE, "reversed": VERMILION}
+
+
+def forest(rows: list[tuple[str, Paired, str, str]]) -> Figure:
+    """A line per comparison, (label, ratio by seed, expected, verdict): the mean ratio with its interval, coloured by
+    verdict; the marker points to where it was expected, and is a square for about 1."""
+    figure, axes = _figure(figsize=(5.6, 0.26 * len(rows) + 1.1))
+    means = [ratio.mean for _, ratio, _, _ in rows]
+    for at, (_, ratio, expected, verdict) in enumerate(rows):
+        color = VERDICT_COLORS[verdict]
+        axes.plot([ratio.low, ratio.high], [at, at], color=color, linewidth=1.5)
+        axes.plot(ratio.mean, at, {"lower": "<", "higher": ">"}.get(expected, "s"), color=color, markersize=6)
+    for verdict, color in VERDICT_COLORS.items():
+        axes.plot([], [], "o", color=color, label=verdict)
+    axes.axvline(1, color=INK, linewidth=1, linestyle=":")
+    low, high = min(0.5, *means) / 1.5, max(2, *means) * 1.5
+    axes.set(xlim=(low, high), xlabel="ratio of the two FIDs")
+    log_axis(axes.xaxis, (1, 3) if high < 100 * low else (1,))
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def guidance_curves(by_method: dict[str, dict[float, dict[str, list[float]]]]) -> Figure:
+    """FID against the guidance scale, a dot per seed and a line through the means: by_method[method][scale][split]."""
+    splits = list(next(iter(next(iter(by_method.values())).values())))
+    figure, panels = _figure(1, len(splits), figsize=(7.2, 3.6))
+    bases = dict.fromkeys(name.removesuffix("-call") for name in by_method)  # with CALL on top: dashed
+    color = dict(zip(bases, itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE)), strict=False))
+    for axes, split in zip(panels, splits, strict=True):
+        for name, by_scale in by_method.items():
+            base = name.removesuffix("-call")
+            style = dict(color=color[base], linestyle="-" if name == base else "--")
+            mean = [np.mean(scores[split]) for scores in by_scale.values()]
+            axes.plot([*by_scale], mean, label=TITLES.get(name, name), **style)
+            for scale, scores in by_scale.items():
+                axes.plot([scale] * len(scores[split]), scores[split], "o", color=color[base], markersize=4)
+        axes.set(title=split.capitalize(), xlabel="guidance scale")
+        log_axis(axes.yaxis)
+    panels[0].set_ylabel("FID (lower is better)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
 def signed_mass(mass, splits: dict[str, list[int]]) -> Figure:
     """Bars of each class's share of the coefficient of D, up where it pulls together, down where it pushes apart."""
     figure, axes = _figure()
@@ -223,12 +335,12 @@ def distance_map(distance: np.ndarray, timesteps: list[int]) -> Figure:
     return figure
 
 
-def dial_curves(scales: list[float], by_split: dict[str, list[float]]) -> Figure:
-    """FID of each split as the expert is turned up, log axis."""
+def dial_curves(scales: list[float], by_split: dict[str, list[float]], ylabel: str = "FID (lower is better)") -> Figure:
+    """FID, or another number, of each split as the expert is turned up, log axis."""
     figure, axes = _figure()
     for split, values in by_split.items():
         axes.plot(scales, values, "o-", color=SPLIT_COLORS[split], label=split.capitalize())
-    axes.set(xlabel="expert's scale: 0 is θᵍ, 1 is θ", ylabel="FID (lower is better)", yscale="log")
+    axes.set(xlabel="expert's scale: 0 is θᵍ, 1 is θ", ylabel=ylabel, yscale="log")
     axes.legend()
     return figure
 
@@ -271,6 +383,21 @@ def loss_curves(curves: dict[str, tuple[list, list]]) -> Figure:
     return figure
 
 
+def mark_curves(lines: dict[str, list[dict]], groups: list[str]) -> Figure:
+    """FID against steps, a panel for each set of classes: lines[name] = what sweeps/train_slice.py wrote, in order."""
+    figure, panels = _figure(1, len(groups), figsize=(2.6 * len(groups), 2.8))
+    for axes, group in zip(panels, groups, strict=True):
+        for name, marks in lines.items():
+            dash = "--" if "θᵍ" in name else "-"
+            axes.plot([m["step"] for m in marks], [m["fid"][group] for m in marks], dash, marker=".", label=name)
+        values = [m["fid"][group] for marks in lines.values() for m in marks]
+        log = max(values) > 10 * min(values)
+        axes.set(title=group.capitalize(), xlabel="training step", yscale="log" if log else "linear")
+    panels[0].set_ylabel("FID (lower is better)")
+    panels[0].legend(fontsize=8)
+    return figure
+
+
 def png(figure: Figure, dpi: int = 110) -> str:
     """The figure as a data URI."""
     buffer = io.BytesIO()
@@ -283,22 +410,80 @@ _ids = itertools.count()
 
 def frame_slider(frames: list[str], labels: list[str], alts: list[str], caption: str, start: int = 0) -> HTML:
     """Images (data URIs) behind a native range input: works with no kernel, library or network, by keyboard,
-    and with one alternative text per frame for a screen reader."""
+    and tells a screen reader each frame's label and alternative text."""
     name = f"frame-slider-{next(_ids)}"
     images = "".join(
         f'<img class="dark-light" src="{frame}" alt="{html.escape(alt)}"{"" if i == start else " hidden"}>'
         for i, (frame, alt) in enumerate(zip(frames, alts, strict=True))
     )
+    spoken = [f"{label}. {alt}" for label, alt in zip(labels, alts, strict=True)]
     script = (
-        f"(() => {{ const root = document.getElementById('{name}'), labels = {json.dumps(labels)},"
-        " input = root.querySelector('input'), images = root.querySelectorAll('img');"
+        f"(() => {{ const root = document.getElementById('{name}'), labels = {_script(labels)},"
+        f" spoken = {_script(spoken)}, input = root.querySelector('input'), images = root.querySelectorAll('img');"
         " const show = () => { images.forEach((m, i) => { m.hidden = i != input.value });"
         " root.querySelector('output').textContent = labels[input.value];"
-        " input.setAttribute('aria-valuetext', labels[input.value]) };"
+        " input.setAttribute('aria-valuetext', spoken[input.value]) };"
         " input.addEventListener('input', show); show() })()"
     )
     return HTML(
-        f'<figure class="frame-slider" id="{name}"><label>{html.escape(caption)} '
-        f'<input type="range" min="0" max="{len(frames) - 1}" value="{start}" autocomplete="off">'
-        f" <output></output></label><div>{images}</div></figure><script>{script}</script>"
+        f'<figure class="frame-slider" id="{name}"><div class="controls"><label>{html.escape(caption)} '
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{start}" autocomplete="off"></label>'
+        f' <output aria-live="off">{html.escape(labels[start])}</output></div>'
+        f"<div>{images}</div></figure><script>{script}</script>"
     )
+
+
+def _script(value) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+class Explorer(ipywidgets.VBox):
+    """A figure behind a slider, for readers with a kernel and without. Where widgets live, as in JupyterLab, each move
+    draws anew; a static page shows the `frames`, drawn beforehand."""
+
+    frames: HTML
+
+    def _repr_mimebundle_(self, **kwargs):
+        return super()._repr_mimebundle_(**kwargs) | {"text/html": self.frames.data}
+
+
+def explore(
+    draw: Callable[[Any], tuple[Figure, str, str]],
+    caption: str,
+    values: Sequence,
+    start: Any = None,
+    live: Sequence | None = None,
+    dpi: int = 110,
+) -> Explorer:
+    """What `draw` makes of a value, on a slider over `values`.
+
+    draw   a number -> (figure, label, alternative text)
+    start  the value shown first; by default the first one
+    live   what the slider that draws anew offers, for finer or further values; by default `values`
+    """
+    start = values[0] if start is None else start
+    shown = [(png(figure, dpi), label, alt) for figure, label, alt in map(draw, values)]
+    first = list(values).index(start)
+
+    def page(frame: str, label: str, alt: str) -> str:
+        return f'<p>{html.escape(label)}</p><img src="{frame}" alt="{html.escape(alt)}">'
+
+    slider = ipywidgets.SelectionSlider(
+        options=[(f"{value:g}", value) for value in (values if live is None else live)],
+        value=start,
+        description=caption,
+        continuous_update=False,
+        style={"description_width": "initial"},
+        layout={"width": "32rem", "max_width": "100%"},
+    )
+    picture = ipywidgets.HTML(page(*shown[first]))
+
+    def redraw(change) -> None:
+        figure, label, alt = draw(change.new)
+        picture.value = page(png(figure, dpi), label, alt)
+
+    slider.observe(redraw, "value")
+    explorer = Explorer([slider, picture])
+    explorer.frames = frame_slider(*map(list, zip(*shown, strict=True)), caption, first)
+    return explorer

@@ -17,9 +17,10 @@
 #
 # **Objective.** See in one minute what CALL does to the rare classes of an imbalanced data set.
 # **Prerequisites.** You have met a diffusion model before. **Time.** 5 minutes to read, about 20 seconds to run on a laptop.
+# **The one figure.** {numref}`fig-quickstart`.
 #
 # Two small diffusion models come with this book. Both were trained on handwritten digits of which there are 174 zeros
-# but only 3 nines ({doc}`01_long_tailed_data`). One is an ordinary DDPM {cite:p}`ho2020ddpm`. The other was trained
+# but only 3 nines ({doc}`02_long_tailed_data`). One is an ordinary DDPM {cite:p}`ho2020ddpm`. The other was trained
 # with CALL {cite:p}`call2025`, which keeps two sets of parameters in one network:
 #
 # * $\theta^g$ holds majority and general knowledge;
@@ -35,20 +36,23 @@ sampling_seed = 1
 # %%
 import torch
 
-from callkit import data, sampling, viz
+from callkit import data, notebook, sampling, viz
+from callkit.checkpoints import load_model
 from callkit.config import SAMPLING
 from callkit.diffusion import NoiseSchedule
-from callkit.records import results_folder
-from callkit.training import load_model
 
+notebook.check(
+    dataset=dataset,
+    imbalance_ratio=imbalance_ratio,
+    profile=profile,
+    seed=seed,
+    sampling_seed=sampling_seed,
+)
 viz.style()
 
 
 def released(method, weights):
-    path = (
-        results_folder()
-        / f"{dataset}-ir{imbalance_ratio}-{method}-{profile}-seed{seed}.safetensors"
-    )
+    path = notebook.released(dataset, imbalance_ratio, method, profile, seed)
     return load_model(path, weights)
 
 
@@ -66,9 +70,9 @@ print(
 # the same noise, so differences in a column are the networks' alone.
 
 # %%
-full = data.load(dataset)
-per_class = 4
-labels = sampling.balanced_labels(full.num_classes, per_class)
+real = data.load_long_tailed(dataset, imbalance_ratio)
+per_class = 2
+labels = sampling.balanced_labels(real.full.num_classes, per_class)
 
 
 def draw(model, y=labels):
@@ -76,40 +80,37 @@ def draw(model, y=labels):
         model,
         NoiseSchedule(),
         y,
-        full.images.shape[-1],
+        real.full.images.shape[-1],
         seed=sampling_seed,
         steps=SAMPLING[profile]["steps"],
     )
 
 
 samples = {
-    "real": None,
     "DDPM": draw(ddpm),
-    "CALL, θᵍ": draw(theta_g),
+    "CALL without its expert, θᵍ": draw(theta_g),
     "CALL, θ": draw(theta),
 }
 
-# %% tags=["hide-input", "save:quickstart.png"] mystnb={"figure": {"caption": "Samples of DDPM, of CALL without its expert (θᵍ) and of CALL (θ), four per class from the same noise, below four real images per class. Upper block: the five largest classes; lower block: the five rarest, 9 being the rarest of all. Profile cpu, IR 50, training seed 0.", "name": "fig-quickstart"}, "image": {"alt": "Two blocks of four rows of small digit images. In the upper block, digits 0 to 4, all rows show clear digits. In the lower block, digits 5 to 9, the row of CALL without its expert has lost the digits, while CALL with its expert shows them.", "classes": "dark-light"}}
-samples["real"] = torch.cat(
+# %% tags=["hide-input", "save:quickstart.png"] mystnb={"figure": {"caption": "A real image of each class, and two samples of each network from the same noise: DDPM, CALL without its expert (θᵍ) and CALL (θ). The numbers are those of the training images, coloured by split: Many, Medium, Few. Profile cpu, IR 50, training seed 0.", "name": "fig-quickstart"}, "image": {"alt": "Four blocks of small digit images, a column for each digit from 0 with 174 training images to 9 with 3. Real digits; DDPM's samples, clear on the left, and less so on the right; samples of CALL without its expert, as clear on the left, and washed out on the right; samples of CALL, digits in all columns.", "classes": "dark-light"}}
+real_images = torch.cat(
     [
-        full.images[full.labels == c][20 : 20 + per_class]
-        for c in range(full.num_classes)
+        real.full.images[real.full.labels == c][20:21]
+        for c in range(real.full.num_classes)
     ]
 )
-half = len(labels) // 2
-viz.image_rows(
-    [
-        images[part]
-        for part in (slice(None, half), slice(half, None))
-        for images in samples.values()
-    ],
-    [f"{name}  {block}" for block in ("0–4", "5–9") for name in samples],
+counts = real.train.counts
+viz.class_columns(
+    {"Real, and how many were trained on": real_images, **samples},
+    [str(n) for n in counts],
+    data.splits(counts),
 )
 
 # %% [markdown]
-# Read the lower block. Without its expert, CALL's network *cannot* draw the rare digits: whatever it knows about them is
-# in $\theta^e$. With the expert it can. On the common digits of the upper block the expert changes next to nothing. That
-# is the division of labour that the method asks for, and {doc}`02_general_and_expert` measures it.
+# Read from left to right. Without its expert, CALL's network washes the rare digits out; with the expert it draws them.
+# On the common digits the expert changes next to nothing. That is the division of labour that the method asks for, and
+# {doc}`04_general_and_expert` measures it. Whether what the network knows about rare digits therefore sits in $\theta^e$ is
+# another question, that of {doc}`08_inside_the_expert`.
 #
 # ```{margin} In the paper
 # This is Table 4's comparison, made visible.
@@ -121,33 +122,36 @@ viz.image_rows(
 # `expert_scale` does so on a network that keeps its decomposition. Move the slider:
 
 # %%
+from callkit import metrics
 from callkit.capacity import expert_scale
 
 reserved, _ = released("call", "reserved")
-rarest = labels[-4 * per_class :]
-dial = [i / 10 for i in range(11)]
-frames = []
-for scale in dial:
-    with expert_scale(reserved, scale):
-        frames.append(draw(reserved, rarest))
+rarest = sampling.balanced_labels(real.full.num_classes, 4)[-16:]
+names = [str(c) for c in rarest[::4].tolist()]
 
-# %% tags=["hide-input"]
-names = [str(c) for c in rarest[::per_class].tolist()]
-viz.frame_slider(
-    [
-        viz.png(viz.image_rows(list(images.split(per_class)), names, size=0.6))
-        for images in frames
-    ],
-    [f"s = {scale:.1f}" for scale in dial],
-    [
-        f"Samples of the four rarest digits with the expert scaled by {scale:.1f}."
-        for scale in dial
-    ],
+
+def at_scale(scale):
+    with expert_scale(reserved, scale):
+        images = draw(reserved, rarest)
+    figure = viz.image_rows(list(images.split(4)), names, size=0.6)
+    right = (metrics.describe(images).logits.argmax(1) == rarest).sum()
+    label = f"s = {scale:.2g}: {right} of {len(rarest)} read as their digit"
+    return figure, label, "Samples of the four rarest digits, four each."
+
+
+viz.explore(
+    at_scale,
     "expert scale s",
+    [i / 10 for i in range(11)],
+    live=[i / 20 for i in range(-20, 41)],
 )
 
 # %% [markdown]
-# *The four rarest digits, four samples each from fixed noise, as the expert is turned up.*
+# *The four rarest digits, four samples each from fixed noise, as the expert is turned up. They are read by a small
+# classifier of digits, which also measures FID in this book.*
+#
+# The page holds eleven pictures, drawn in advance. In JupyterLab (`make lab`) the same cell shows a slider that samples
+# anew wherever you stop it, below 0 and beyond 1 too. So it is with every slider of this book.
 #
 # ## Train one yourself
 #
@@ -158,7 +162,7 @@ viz.frame_slider(
 # python -m callkit evaluate runs/digits-ir50/call-cpu/seed0
 # ```
 #
-# {doc}`03_training` does the same from a notebook.
+# {doc}`05_training` does the same from a notebook.
 #
 # ```{admonition} Pitfall
 # :class: warning
@@ -182,7 +186,7 @@ viz.frame_slider(
 # %% mystnb={"image": {"alt": "Four rows of four samples of the rarest digits with the expert doubled.", "classes": "dark-light"}}
 with expert_scale(reserved, 2.0):
     doubled = draw(reserved, rarest)
-viz.image_rows(list(doubled.split(per_class)), names, size=0.6)
+viz.image_rows(list(doubled.split(4)), names, size=0.6)
 # %% [markdown]
 # ```{solution-end}
 # ```
@@ -199,7 +203,7 @@ viz.image_rows(list(doubled.split(per_class)), names, size=0.6)
 
 # %% mystnb={"image": {"alt": "Two rows of samples of the rarest digits from another seed: CALL without its expert above, CALL below.", "classes": "dark-light"}}
 pair = [
-    sampling.sample(m, NoiseSchedule(), rarest, full.images.shape[-1], seed=2)
+    sampling.sample(m, NoiseSchedule(), rarest, real.full.images.shape[-1], seed=2)
     for m in (theta_g, theta)
 ]
 viz.image_rows(pair, ["θᵍ", "θ"])
@@ -209,4 +213,4 @@ viz.image_rows(pair, ["θᵍ", "θ"])
 # ```
 #
 # **Take-away.** One network, two sets of parameters, and a dial between them.
-# **Next.** {doc}`01_long_tailed_data`: where the imbalance comes from.
+# **Next.** {doc}`01_two_dimensions`: a diffusion model in the plane, where the right answer is known.

@@ -1,4 +1,6 @@
-"""Shared by the tests: one thread (the tensors are tiny, and two cores may be busy), a small network."""
+"""Shared by the tests: one thread (the tensors are tiny, and two cores may be busy), no downloads, a small network."""
+
+import os
 
 import pytest
 import torch
@@ -7,6 +9,8 @@ from callkit.capacity import expert_weights, reserve
 from callkit.unet import UNet
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and in what the tests start
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports diffusers: no test downloads a model
 
 
 def make_unet(seed: int = 0, dropout: float = 0.0, **options) -> UNet:

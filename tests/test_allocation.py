@@ -1,4 +1,5 @@
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -134,3 +135,55 @@ def test_a_centred_distance_ignores_a_constant_and_is_the_variance_of_the_rest()
     assert loss(general + constant, general, y).distance.max() < 1e-10
     expected = rest.flatten(2).var(2, correction=0).mean(1)
     torch.testing.assert_close(loss(general + constant + rest, general, y).distance, expected)
+
+
+def a_batch(size: int = 64):
+    g = torch.Generator().manual_seed(0)
+    y = torch.multinomial(torch.tensor(COUNTS).float(), size, replacement=True, generator=g)
+    return y, torch.rand(size, generator=g) ** 2
+
+
+@pytest.mark.parametrize("size", [1, 16, 32, 63, 64])
+def test_a_subset_is_unbiased_and_repeats_nothing(size):
+    """The draw depends on one uniform number alone: average over a grid of it, which is the expectation."""
+    allocation, (y, distance) = AllocationLoss(COUNTS), a_batch()
+    loss = allocation.omega_con[y] * distance - allocation.omega_div[y] * saturate(distance, 0.1)
+    estimates = []
+    for u in (torch.arange(2_000, dtype=torch.float64) + 0.5) / 2_000:
+        with mock.patch("torch.rand", return_value=u):
+            rows, weights = allocation.subset(y, size, None)
+        assert len(rows) == len(rows.unique()) == size
+        estimates.append((weights * loss[rows]).sum())
+    estimates = torch.stack(estimates)
+    assert estimates.mean().item() == pytest.approx(loss.mean().item(), abs=2e-2 * loss.abs().mean().item())
+    if size == 64:
+        assert estimates.std() < 1e-6
+
+
+def test_a_subset_draws_each_sample_as_often_as_its_weight_says():
+    allocation, (y, _) = AllocationLoss([1000, 10, 10, 1]), (torch.arange(64) % 4, None)
+    g, times, chance = torch.Generator().manual_seed(1), torch.zeros(64), torch.zeros(64)
+    for _ in range(2_000):
+        rows, weights = allocation.subset(y, 24, g)
+        times[rows] += 1
+        chance[rows] = 1 / (64 * weights)
+    assert (times / 2_000 - chance).abs().max() < 0.05
+    assert (times > 0).all()
+    rows, weights = allocation.subset(y, 40, g)
+    assert (weights[y[rows] == 3] == 1 / 64).all() and (y[rows] == 3).sum() == 16, "for certain, with their own weight"
+
+
+def test_a_subset_has_less_variance_than_a_uniform_one():
+    allocation, (y, distance) = AllocationLoss(COUNTS), a_batch()
+    distance = torch.where(y > 6, 0.2, 1e-4) * (0.5 + distance)  # as it is once the predictions have parted
+    loss = allocation(distance.sqrt()[:, None, None, None], torch.zeros(64, 1, 1, 1), y).loss
+    g = torch.Generator().manual_seed(2)
+    ours = torch.stack([(w * loss[r]).sum() for r, w in (allocation.subset(y, 32, g) for _ in range(500))])
+    uniform = torch.stack([loss[torch.randperm(64, generator=g)[:32]].mean() for _ in range(500)])
+    assert ours.var() < uniform.var() / 4
+
+
+def test_a_subset_of_no_size():
+    for size in (0, 65):
+        with pytest.raises(ValueError, match=r"size must lie in 1\.\.64, the batch, got"):
+            AllocationLoss(COUNTS).subset(a_batch()[0], size, torch.Generator())

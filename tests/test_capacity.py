@@ -1,11 +1,14 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_unet
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn.utils import parametrize
 
-from callkit.capacity import expert_scale, expert_weights, merge, reserve
+from callkit.capacity import expert_scale, expert_weights, merge, products_kept, reserve
 from callkit.unet import UNet
 
 
@@ -73,6 +76,31 @@ def test_merge_is_plain_and_equal(reserved, inputs, scale):
     assert expert_weights(reserved)  # the original keeps its decomposition
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+def test_merge_equals_pefts_on_the_same_matrices(scale):
+    """A convolution too, though peft keeps its A as a convolution and its B as one of 1x1."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(200, 8)).eval()
+    x = torch.randn(2, 6, 5, 5)
+    theirs = inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=["0", "3"]), copy.deepcopy(plain))
+    ours = reserve(plain, rank=0.5, where=lambda name, m: isinstance(m, nn.Conv2d | nn.Linear))
+    for name, expert in expert_weights(ours).items():
+        expert.B.data.normal_()
+        layer = theirs.get_submodule(name)
+        layer.lora_A["default"].weight.data.copy_(expert.A.view_as(layer.lora_A["default"].weight))
+        layer.lora_B["default"].weight.data.copy_(expert.B.view_as(layer.lora_B["default"].weight))
+        layer.set_scale("default", scale)
+    merged = merge(ours, scale)
+    with expert_scale(ours, scale):
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    for name in ("0", "3"):
+        layer = theirs.get_submodule(name)
+        layer.merge()
+        torch.testing.assert_close(merged.get_submodule(name).weight, layer.base_layer.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(merged(x), theirs(x), rtol=1e-4, atol=1e-4)
+    assert (merged(x) - merge(ours, scale + 0.5)(x)).abs().max() > 0.1
+
+
 def test_gradients_reach_all_three_parts(reserved, inputs):
     reserved(*inputs).pow(2).mean().backward()
     for name, expert in expert_weights(reserved).items():
@@ -101,3 +129,23 @@ def test_refuses():
         reserve(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="already"):
         reserve(reserve(make_unet()))
+
+
+def test_products_are_computed_once_however_many_passes(reserved, inputs, monkeypatch):
+    calls = []
+    matmul = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: calls.append(1) or matmul(a, b))
+    expected = reserved(*inputs)
+    once = len(expert_weights(reserved))
+    assert len(calls) == once
+    calls.clear()
+    with products_kept(reserved):
+        for _ in range(3):
+            eps, general = reserved.forward_both(*inputs)
+    assert len(calls) == once
+    assert torch.equal(eps, expected) and not torch.allclose(general, eps)
+    eps.sum().backward()
+    assert all(e.A.grad is not None and e.B.grad.abs().sum() > 0 for e in expert_weights(reserved).values())
+    for e in expert_weights(reserved).values():
+        e.B.data.zero_()
+    assert torch.equal(reserved(*inputs), general), "nothing is kept after the block"

@@ -7,13 +7,16 @@ import papermill
 import pytest
 
 from callkit import records
-from callkit.__main__ import main
+from callkit.__main__ import _value, main
+from callkit.config import make_config
 
 # What the tests change in a notebook's parameters, to be quick.
 PARAMETERS = {
-    "03_training": lambda folder: {"profile": "smoke", "run": str(folder / "run"), "device": "cpu"},
-    "04_who_gets_the_capacity": lambda folder: {"draws": 1},
-    "06_inside_the_expert": lambda folder: {"per_class": 4},
+    "05_training": lambda folder: {"profile": "smoke", "run": str(folder / "run"), "device": "cpu"},
+    "06_who_gets_the_capacity": lambda folder: {"draws": 1},
+    "08_inside_the_expert": lambda folder: {"per_class": 4},
+    "13_stable_diffusion": lambda folder: {"steps": 4},
+    "12_your_own_data": lambda folder: {"steps": 5, "folder": str(folder / "own")},
 }
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--method", "call", "--profile", "smoke", "--seed", "0"]
@@ -38,6 +41,24 @@ def test_train_sample_evaluate_table(tmp_path, capsys):
     assert capsys.readouterr().out.count("| digits | 50 | smoke | call, lam=0.5 |") == 3
     main(["table", run, "--paper", "4"])
     assert capsys.readouterr().out.count("not run") == 12
+    other = tmp_path / "other" / "record.json"
+    other.parent.mkdir()
+    record = json.loads(written[0].read_text())
+    record["run"]["overrides"] = {"lam": 2.0}
+    other.write_text(json.dumps(record))
+    main(["table", run, str(other.parent)])
+    out = capsys.readouterr().out
+    assert out.count(" call, lam=0.5 |") == 3 and out.count(" call, lam=2.0 |") == 1
+
+
+def test_a_run_folder_names_what_its_run_overrides():
+    options = dict(lam=0.5, channel_mult=(1, 2, 3), attention_levels=(2,), flip=True, bound=None)
+    c = make_config("digits", None, "oc-call", "gpu", 3, **options)
+    words = records.override_words(c)
+    pairs = (word.partition("=") for word in words)
+    assert {name: _value(value) for name, _, value in pairs} == options, "must be what --set would make of them"
+    assert records.run_folder(c) == Path("runs/digits-irnatural/oc-call-gpu") / "-".join(["seed3", *words])
+    assert records.run_folder(make_config(seed=1)) == Path("runs/digits-ir50/call-cpu/seed1")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from callkit.config import PROFILES, TrainConfig, make_config
         (dict(seed=-1), "seed must be at least 0"),
         (dict(steps=1.5), "steps must be an integer, got 1.5"),
         (dict(lr="fast"), "lr must be a number, got 'fast'"),
+        (dict(channel_mult=1), "channel_mult must be a tuple of integers, got 1"),
         (dict(channels=30), "channels must be a multiple of 4"),
         (dict(learning_rate=1), "unknown setting 'learning_rate'; known: .*lr"),
     ],

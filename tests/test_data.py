@@ -212,7 +212,7 @@ def birds(tmp_path):
     png(root / "tit" / "clear.png", (10, 20, 30, 0), (16, 16), "RGBA")
     png(root / "tit" / "palette.gif", 3, (9, 9), "P")
     png(root / "jay" / "photo.JPG", (0, 255, 0), (40, 30))
-    (root / "jay" / "notes.txt").touch()
+    (root / "jay" / "._photo.JPG").write_bytes(b"of a Mac")
     (root / ".thumbnails").mkdir()
     return root
 
@@ -267,3 +267,34 @@ def test_a_broken_file_and_an_empty_class_are_named(birds, tmp_path):
         data.load("imagefolder:nowhere", tmp_path)
     with pytest.raises(ValueError, match="must hold one folder of images per class"):
         data.load(f"imagefolder:{birds / 'owl'}", tmp_path)
+
+
+def test_files_that_are_left_out_are_told(birds, tmp_path):
+    for i in range(3):
+        (birds / "jay" / f"IMG_{i}.HEIC").touch()
+    with pytest.warns(UserWarning, match=r"jay: 3 of 4 files are left out, IMG_0.HEIC for one; images end in .bmp, "):
+        assert data.load(f"imagefolder:{birds}", tmp_path, 8).counts.tolist() == [1, 2, 2]
+
+
+def test_sixteen_bits_become_eight_and_floats_are_refused(tmp_path):
+    levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    for suffix in ("png", "tif"):
+        Image.fromarray(levels).save(tmp_path / f"deep.{suffix}")
+        assert folders.decode(tmp_path / f"deep.{suffix}", 16)[1].ravel().tolist() == list(range(256))
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"float.tif cannot be read as an image: its pixels are floating-point"):
+        folders.decode(tmp_path / "float.tif", 16)
+
+
+def test_a_share_of_each_class_is_held_out(tmp_path):
+    for c, n in enumerate((10, 4, 2)):
+        for i in range(n):
+            png(tmp_path / "set" / f"c{c}" / f"{i}.png", (100 * c, i, 0), (4, 4))
+    name = f"imagefolder:{tmp_path / 'set'}"
+    real = data.load_long_tailed(name, None, tmp_path, 4, held_out=0.3)
+    assert real.train.counts.tolist() == [7, 3, 1] and real.unseen.counts.tolist() == [3, 1, 1]
+    assert sorted([*real.kept, *real.left_out]) == list(range(16))
+    with pytest.raises(ValueError, match=r"held_out 0.8 leaves no training image of class c2"):
+        data.load_long_tailed(name, None, tmp_path, 4, held_out=0.8)
+    with pytest.raises(ValueError, match=r"held_out is for a data set's own counts .*at 2 the images left out"):
+        data.load_long_tailed(name, 2, tmp_path, 4, held_out=0.3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from callkit import evaluation, records, sampling, training
+from callkit import checkpoints, evaluation, records, sampling, training
 from callkit.__main__ import main
 from callkit.config import make_config
 
@@ -16,7 +16,7 @@ from callkit.config import make_config
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     list(training.train(make_config(profile="smoke", channels=8), folder))
-    return folder / training.CHECKPOINT
+    return folder / checkpoints.CHECKPOINT
 
 
 def scores(path):
@@ -43,6 +43,13 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     assert steps[3:] == [32, 4], "two batches were there already"
     assert scores(path) == scores(whole)
     assert list((tmp_path / "parts").iterdir()) == [path]
+
+
+def test_an_unfinished_run_is_no_result(tmp_path):
+    list(training.train(make_config(profile="smoke", channels=8), tmp_path, minutes=0))  # one step
+    with pytest.raises(ValueError, match=r"is at step 1 of .* train it to the end"):
+        evaluation.evaluate_run(tmp_path / checkpoints.CHECKPOINT)
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_another_checkpoint_does_not_find_the_parts_of_the_first(run, tmp_path, monkeypatch):
@@ -81,10 +88,10 @@ def test_your_own_folder_from_pictures_to_a_table(tmp_path, monkeypatch, capsys)
             mode, size = (("RGB", (40, 30)), ("L", (25, 25)), ("RGBA", (16, 48)))[i % 3]
             pixels = torch.randint(60 * c, 60 * c + 90, (size[1], size[0], len(mode)), generator=g, dtype=torch.uint8)
             Image.fromarray(pixels.numpy().squeeze(), mode).save(folder / f"{i}.png")
-    small = ["channels=8", "image_size=16", "channel_mult=1,2", "attention_levels=1,"]
+    small = ["channels=8", "channel_mult=1,2", "attention_levels=1,", "image_size=16", "held_out=0.34"]
     data_set = ["--dataset", "imagefolder:birds", "--imbalance-ratio", "natural", "--profile", "smoke"]
     main(["train", *data_set, "--method", "call", "--device", "cpu", "--set", *small])
-    run = "runs/imagefolder-birds-irnatural/call-smoke/seed0"
+    run = "/".join(["runs/imagefolder-birds-irnatural/call-smoke", "-".join(["seed0", *small])])
     main(["sample", run, "--device", "cpu", "--per-class", "2"])
     main(["evaluate", run, "--device", "cpu"])
     schema = json.loads((records.results_folder() / "schema.json").read_text())
@@ -92,7 +99,8 @@ def test_your_own_folder_from_pictures_to_a_table(tmp_path, monkeypatch, capsys)
         jsonschema.validate(json.loads(path.read_text(), parse_constant=pytest.fail), schema)
     theta, _ = sorted(records.load_records(run), key=lambda r: r["run"]["weights"])
     assert theta["evaluation"]["extractor"] == "lite0" and "not of one size" in theta["evaluation"]["reference"]
-    assert theta["run"]["class_counts"] == [6, 12, 9] and theta["copies"] == {}
+    assert theta["run"]["class_counts"] == [4, 8, 6], "a third of 6, 12 and 9 is held out"
+    assert theta["copies"]["few"]["if_not_copying"] == pytest.approx(4 / 6)
     assert {"overall", "many", "few", "class-2"} <= theta["metrics"].keys()
     capsys.readouterr()
     main(["table", run])
@@ -100,3 +108,13 @@ def test_your_own_folder_from_pictures_to_a_table(tmp_path, monkeypatch, capsys)
     (tmp_path / "birds" / "owl" / "broken.png").write_bytes(b"nothing")
     with pytest.raises(SystemExit, match=r"error: birds/owl/broken.png cannot be read as an image"):
         main(["train", *data_set, "--run", "again", "--device", "cpu", "--set", *small])
+
+
+def test_a_snapshot_samples_every_set_of_weights_from_the_same_noise(run):
+    images = evaluation.snapshot(run, per_class=2, seed=3)
+    assert images.keys() == {"theta", "theta_g"}
+    for weights, drawn in images.items():
+        model, _ = checkpoints.load_model(run, weights)
+        y = sampling.balanced_labels(10, 2)
+        assert torch.equal(drawn, sampling.sample(model, evaluation.NoiseSchedule(), y, 8, seed=3, steps=5))
+    assert not torch.equal(images["theta"], images["theta_g"])

@@ -121,6 +121,16 @@ def test_evaluate_reports_every_split_class_and_copy_check(real):
     assert trained["copies"]["many"]["nearest_is_train"] == 1
 
 
+def test_the_copy_machine_shows_each_training_image_in_turn():
+    train = data.load_long_tailed("digits", 50).train
+    index = metrics.copy_machine(train, per_class=20)
+    assert train.labels[index].bincount().tolist() == [20] * 10
+    shown = index[train.labels[index] == 9]  # three images
+    assert torch.equal(shown, (train.labels == 9).nonzero()[:, 0].repeat(7)[:20])
+    largest = index[train.labels[index] == 0]
+    assert len(largest.unique()) == 20
+
+
 def test_evaluate_refuses(real):
     labels = balanced_labels(10, 1)
     with pytest.raises(ValueError, match=r"images must be uint8 \(N, 1, 8, 8\), got torch.float32"):

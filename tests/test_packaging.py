@@ -1,5 +1,6 @@
 """The files that describe the project agree with one another, and name nothing of one machine."""
 
+import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -50,9 +51,9 @@ def test_environment_lists_what_pyproject_requires():
     assert canonical(pip[:-1]) == canonical(PROJECT["dependencies"] + requirements("dev"))
 
 
-def test_dev_includes_metrics_and_book():
+def test_dev_includes_metrics_book_and_sweeps():
     dev = canonical(requirements("dev"))
-    for extra in ("metrics", "book"):
+    for extra in ("metrics", "book", "sweeps"):
         assert set(canonical(requirements(extra))) <= set(dev)
 
 
@@ -65,9 +66,23 @@ def test_core_dependencies_have_lower_bounds_only():
         assert {specifier.operator for specifier in Requirement(line).specifier} == {">="}, line
 
 
+def bibtex(key: str) -> dict[str, str]:
+    """The fields of one entry of the bibliography, without braces."""
+    entry = re.search(rf"^@\w+\{{{key},\n(.*?)^\}}", (ROOT / "book/references.bib").read_text(), re.M | re.S)[1]
+    return {name: value.strip("{}") for name, value in re.findall(r"(\w+) += (.*),$", entry, re.M)}
+
+
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
+    newest = re.search(r"^## (\S+?),", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert {citation["version"], newest, bibtex("callkit")["version"]} == {PROJECT["version"]}
+
+
+def test_bibtex_and_citation_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (paper,) = citation["references"]
+    for key, cited in (("callkit", citation), ("call2025", paper)):
+        assert bibtex(key)["title"] == cited["title"] and bibtex(key)["author"] == cited["authors"][0]["name"]
 
 
 # Written so that no pattern matches its own line.
@@ -85,3 +100,59 @@ def test_no_file_names(what):
         for match in re.finditer(FOREIGN[what], path.read_bytes())
     }
     assert not hits, f"these name {what}"
+
+
+def test_licences():
+    """Code: Apache-2.0. Text and figures: CC BY 4.0."""
+    apache = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert apache == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30", "not the licence's own text"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["license"] == citation["license"] == "Apache-2.0"
+    assert PROJECT["license-files"] == ["LICENSE"]
+    assert "https://creativecommons.org/licenses/by/4.0/legalcode" in (ROOT / "LICENSE-TEXT").read_text()
+    footer = yaml.safe_load((ROOT / "_config.yml").read_text())["html"]["extra_footer"]
+    for text in ((ROOT / "README.md").read_text(), footer):
+        assert "Apache-2.0" in text and "CC BY 4.0" in text
+
+
+WORKFLOWS = {
+    path.stem: yaml.load(path.read_text(), yaml.BaseLoader)  # BaseLoader: `on` is a word there, not a truth value
+    for path in (ROOT / ".github/workflows").glob("*.yml")
+}
+
+
+def steps(workflow: dict) -> list[dict]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def test_workflows():
+    assert WORKFLOWS.keys() == {"tests", "book", "weekly"}
+    for workflow in WORKFLOWS.values():
+        assert workflow["permissions"] == {"contents": "read"}
+        assert all(("uses" in step) != ("run" in step) for step in steps(workflow))
+        for job in workflow["jobs"].values():
+            assert job.get("needs", "build") in WORKFLOWS["book"]["jobs"]
+
+
+def test_workflows_run_targets_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    commands = [step["run"].split() for workflow in WORKFLOWS.values() for step in steps(workflow) if "run" in step]
+    made = {word for make, *words in commands if make == "make" for word in words if "=" not in word}
+    assert {"lint", "test", "book", "check-book", "links"} == made <= targets
+
+
+def test_ci_tests_the_oldest_python():
+    oldest, *_ = WORKFLOWS["tests"]["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert PROJECT["requires-python"] == f">={oldest}"
+
+
+def test_the_weekly_build_is_fresh():
+    uses = [step for step in steps(WORKFLOWS["weekly"]) if "uses" in step]
+    assert WORKFLOWS["weekly"]["on"]["schedule"]
+    assert not any("cache" in step["uses"] or "cache" in step.get("with", {}) for step in uses)
+
+
+def test_what_is_published_is_what_was_built():
+    paths = {step["with"]["path"] for step in steps(WORKFLOWS["book"]) if "upload" in step.get("uses", "")}
+    makefile = (ROOT / "Makefile").read_text()
+    assert paths == {"_build/callkit-book.zip", "_build/html"} and all(path in makefile for path in paths)

@@ -129,7 +129,7 @@ def test_the_probe_finds_what_is_linear_and_nothing_in_noise():
 
 
 def test_the_dial_ends_at_theta_g_and_theta(monkeypatch):
-    from callkit.training import load_model
+    from callkit.checkpoints import load_model
 
     seen = {}
 

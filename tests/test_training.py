@@ -11,22 +11,19 @@ import torch
 
 from callkit import records, training
 from callkit.capacity import expert_weights
-from callkit.config import METHODS, make_config
-from callkit.evaluation import record_divergence
-from callkit.training import (
+from callkit.checkpoints import (
     CHECKPOINT,
-    EXPLODED,
     LOG,
     TrainingError,
-    batch_index,
+    build_model,
     load_checkpoint,
     load_model,
     read_log,
-    resampled_index,
     save_released,
-    step_seed,
-    train,
 )
+from callkit.config import METHODS, TITLES, make_config
+from callkit.evaluation import record_divergence
+from callkit.training import EXPLODED, batch_index, resampled_index, step_seed, train
 
 
 def smoke(**options):
@@ -97,6 +94,10 @@ def test_resampled_classes_have_their_shares(power):
     assert torch.equal(again, resampled_index(labels, power, 64, seed=0, step=7))
 
 
+def test_every_method_has_a_title():
+    assert TITLES.keys() == METHODS.keys()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method, tmp_path):
     *_, last = train(smoke(method=method), tmp_path)
@@ -112,7 +113,7 @@ def test_ema_follows_its_ramp(tmp_path):
     """One step from the initial weights: ema = decay * initial + (1 - decay) * weights, decay = 1 / 10."""
     config = smoke(steps=1)
     with training._global_seed(step_seed(config.seed, 1), torch.device("cpu")):
-        initial = dict(training.build_model(config, 1, 10).named_parameters())
+        initial = dict(build_model(config, 1, 10).named_parameters())
     list(train(config, tmp_path))
     tensors, _ = load_checkpoint(tmp_path / CHECKPOINT)
     for name, start in initial.items():
@@ -123,6 +124,16 @@ def test_ema_follows_its_ramp(tmp_path):
 def test_other_settings_need_another_folder(finished):
     with pytest.raises(ValueError, match=r"other settings \(lr: 0.0002 there, 0.001 now\)"):
         next(train(smoke(lr=1e-3), finished))
+
+
+def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_planned_so(finished, tmp_path):
+    list(train(smoke(steps=10), tmp_path))
+    assert [r.step for r in train(smoke(), tmp_path)] == [15, 20]
+    longer, planned = (load_checkpoint(run / CHECKPOINT) for run in (tmp_path, finished))
+    assert longer[1]["config"] == planned[1]["config"]
+    assert all(torch.equal(v, longer[0][k]) for k, v in planned[0].items())
+    with pytest.raises(ValueError, match=r"other settings \(steps: 20 there, 10 now\)"):
+        next(train(smoke(steps=10), tmp_path))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])

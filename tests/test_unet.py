@@ -3,7 +3,7 @@ import torch
 from conftest import make_unet
 
 from callkit.capacity import expert_scale, expert_weights, reserve
-from callkit.unet import UNet
+from callkit.unet import ResBlock, UNet
 
 
 @pytest.mark.parametrize(("num_classes", "parameters"), [(10, 35_751_427), (100, 35_797_507)])
@@ -87,3 +87,45 @@ def test_forward_both_uses_the_same_dropout_masks(inputs):
     eps, general = model.forward_both(*inputs)
     assert torch.equal(eps, general)
     assert not torch.equal(model(*inputs), eps)  # while dropout is on
+
+
+@pytest.mark.parametrize("where", ["up", "all"])
+def test_a_second_prediction_of_some_rows_is_that_of_all(where, inputs):
+    model = reserve(make_unet(dropout=0.5), 0.5, where).train()
+    for e in expert_weights(model).values():
+        e.B.data.normal_(0, 0.2)
+    masks, rows = model.dropout_masks(inputs[0]), torch.tensor([3, 1])
+    eps, general = model.forward_both(*inputs, masks=masks)
+    eps_again, some = model.forward_both(*inputs, rows=rows, masks=masks)
+    assert torch.equal(eps, eps_again) and (eps - general).abs().max() > 0.1
+    torch.testing.assert_close(some, general[rows])
+
+
+def test_dropout_masks_keep_a_share_and_the_mean():
+    model = make_unet(dropout=0.3).train()
+    masks = model.dropout_masks(torch.zeros(64, 1, 8, 8))
+    blocks = [m for m in model.modules() if isinstance(m, ResBlock)]
+    assert len(masks) == len(blocks)
+    for mask in masks:
+        torch.testing.assert_close(mask.unique(), torch.tensor([0, 1 / 0.7]))
+        assert abs(mask.mean() - 1) < 0.02
+    model(torch.zeros(64, 1, 8, 8), torch.zeros(64).long(), torch.zeros(64).long(), masks=masks)  # shapes fit
+    assert model.eval().dropout_masks(torch.zeros(1, 1, 8, 8)) == [None] * len(blocks)
+
+
+def test_dropout_acts_where_ddpm_has_it(inputs):
+    """With everything dropped, a residual block is its shortcut plus its second convolution's bias."""
+    block = make_unet().down[0]
+    x, emb = torch.randn(2, 8, 8, 8), torch.randn(2, 32)
+    out = block(x, emb, torch.zeros(2, 8, 8, 8))
+    torch.testing.assert_close(out, block.attention(x + block.conv2.bias[:, None, None]))
+
+
+def test_bfloat16_inside_float32_outside(inputs):
+    model = reserve(make_unet(), 0.5)
+    exact = model(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        eps, general = model.forward_both(*inputs)
+    assert eps.dtype == general.dtype == torch.float32
+    error = (eps - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()
+    assert 1e-4 < error < 0.05

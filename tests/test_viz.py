@@ -1,10 +1,13 @@
+import json
 import re
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 import torch
 
 from callkit import viz
+from callkit.statistics import Paired
 
 
 def test_frame_slider_shows_one_frame_and_describes_all():
@@ -13,14 +16,57 @@ def test_frame_slider_shows_one_frame_and_describes_all():
     assert len(images) == 2 and " hidden" in images[0] and " hidden" not in images[1]
     assert 'alt="&lt;second&gt; &amp; &quot;last&quot;"' in images[1]
     assert '<input type="range" min="0" max="1" value="1"' in html
+    label = re.search(r"<label>(.*?)</label>", html)[1]
+    assert "dial" in label and "<output" not in label, "a control's name is no part of its value"
+    spoken = re.search(r"spoken = (\[.*?\]),", html)[1]
+    assert json.loads(spoken) == ["s = 0. first", 's = "1". <second> & "last"'] and "<" not in spoken
     other = viz.frame_slider(["data:a"], ["x"], ["y"], "dial").data
     assert re.search(r'id="(.*?)"', html)[1] != re.search(r'id="(.*?)"', other)[1]
+
+
+def test_an_explorer_is_frames_in_a_page_and_draws_anew_where_there_is_a_kernel():
+    drawn = []
+
+    def draw(value):
+        drawn.append(value)
+        figure, axes = plt.subplots()
+        axes.bar([0], [value])
+        plt.close(figure)
+        return figure, f"height {value}", f"A bar of {value}."
+
+    explorer = viz.explore(draw, "height", (1, 2), start=2, live=(0.5, 1, 2, 4))
+    assert drawn == [1, 2], "live values are drawn when asked for"
+    shown = explorer._repr_mimebundle_()
+    assert shown["text/html"].count("<img ") == 2 and "application/vnd.jupyter.widget-view+json" in shown
+    slider, picture = explorer.children
+    assert slider.value == 2 and [v for _, v in slider.options] == [0.5, 1, 2, 4]
+    frames = re.findall(r'<img [^>]*src="(.*?)" alt="(.*?)"', shown["text/html"])
+    assert re.findall(r'<img src="(.*?)" alt="(.*?)"', picture.value) == [frames[1]] and frames[1][1] == "A bar of 2."
+    before = picture.value
+    slider.value = 4
+    assert drawn == [1, 2, 4] and picture.value != before and 'alt="A bar of 4."' in picture.value
+    slider.value = 1
+    assert re.findall(r'<img src="(.*?)"', picture.value) == [frames[0][0]], "one function draws both"
+    with pytest.raises(ValueError):
+        viz.explore(draw, "height", (1, 2), start=3)
+
+
+def test_class_columns_puts_every_image_into_the_column_of_its_class():
+    viz.style()
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 2, 2)  # two of each of three classes
+    figure = viz.class_columns({"a": images}, ["9", "3", "1"], {"many": [0], "medium": [1], "few": [2]})
+    canvas = figure.axes[0].images[0].get_array()
+    assert canvas[::3, ::3, 0].tolist() == [[0, 2, 4], [1, 3, 5]]
+    assert (canvas[2::3, :, 3] == 0).all() and (canvas[:, 2::3, 3] == 0).all() and canvas[0, 0, 3] == 255
+    heads = {t.get_text(): t.get_color() for t in figure.axes[0].texts}
+    assert heads == {"9": viz.BLUE, "3": viz.ORANGE, "1": viz.VERMILION}
 
 
 def test_figures_are_returned_not_left_open():
     viz.style()
     before = plt.get_fignums()
     curve = {"step": [1, 2], "distance_many": [1e-4, 1e-4], "distance_medium": [None, 1e-3], "distance_few": [0.1, 0.2]}
+    ratio = Paired([0, 1], [0.8, 0.9], 0.85, 0.5, 1.4, 0.1, 0.5)
     figures = [
         viz.class_counts([9, 3, 1], {"many": [0], "medium": [1], "few": [2]}),
         viz.image_rows([torch.zeros(n, c, 8, 8, dtype=torch.uint8) for n, c in ((3, 1), (2, 3))], ["grey", "colour"]),
@@ -28,6 +74,9 @@ def test_figures_are_returned_not_left_open():
         viz.distance_curves([curve], bound=0.1),
         viz.divergence_curves({"printed": [curve], "bounded": [curve]}, {"printed"}),
         viz.variant_dots({"DDPM": {"many": [2.0, 2.2], "few": [30.0]}, "CALL": {"many": [2.1], "few": [28.0, 29.0]}}),
+        viz.interval_dots({"CALL": {"many": ratio, "few": ratio}}),
+        viz.forest([("call < ddpm", ratio, "lower", "direction only")]),
+        viz.guidance_curves({m: {s: {"many": [2.0], "few": [30.0]} for s in (1.0, 1.5)} for m in ("oc", "oc-call")}),
         viz.signed_mass(np.array([1.0, -0.001, -0.02]), {"many": [0], "medium": [1], "few": [2]}),
         viz.distance_map(np.array([[1e-5, 1e-4], [0.1, 0.2]]), [20, 900]),
         viz.dial_curves([0.0, 1.0], {"many": [2.0, 2.0], "few": [300.0, 30.0]}),

@@ -1,0 +1,85 @@
+"""What chapter 14 needs and no record has: three measurements of released networks, and of the training images.
+
+    python benchmarks/evidence.py [--out benchmarks/evidence.json]
+
+pruning   Spearman's correlation of a class's rarity with the rise of its loss when a tenth of DDPM is pruned, for each
+          way of pruning and set of images (chapter 06)
+repairs   FID by split of theta^g, of theta^g with two additions that can hold no image, and of theta (chapter 08)
+copies    scores by split of a machine that repeats the training images of each class in turn (chapter 09)
+"""
+
+import argparse
+from pathlib import Path
+
+import scipy.stats
+import torch
+
+from callkit import data, metrics, probes, pruning, records
+from callkit.capacity import merge
+from callkit.checkpoints import load_model
+from callkit.diffusion import NoiseSchedule
+
+DDPM, CALL = (f"digits-ir50-{method}-cpu-seed0.safetensors" for method in ("ddpm", "call"))
+SETS = ("training images", "balanced set")
+
+
+def pruned(images: data.ImageSet, how: str, draws: int, rate: float = 0.1) -> dict:
+    """{"correlation", "p"} for one way of pruning, measured on `images`."""
+    model, _ = load_model(records.results_folder() / DDPM)
+    networks = (model, pruning.prune(model, rate, how))
+    before, after = (pruning.losses(network, images, NoiseSchedule(), draws) for network in networks)
+    change = pruning.sensitivity(before, after, images.labels, images.num_classes).change
+    correlation, p = scipy.stats.spearmanr(range(images.num_classes), change)
+    return {"correlation": float(correlation), "p": float(p)}
+
+
+def repairs(real: data.LongTailed, per_class: int) -> dict[str, dict[str, float]]:
+    """FID by split; one noise for all."""
+    model, _ = load_model(records.results_folder() / CALL, "reserved")
+    general = merge(model, 0.0)
+    offset = probes.offset(model, real.train, NoiseSchedule())
+    networks = {
+        "theta_g": general,
+        "theta_g + a number per class": probes.WithOffset(general, offset.mean),
+        "theta_g + rank-one embedding projections": merge(probes.truncated_expert(model, rank=1, only="emb")),
+        "theta": merge(model),
+    }
+    found = {name: probes.scores(network, real, per_class) for name, network in networks.items()}
+    return {name: {s: by[s]["fid"] for s in ("many", "medium", "few", "overall")} for name, by in found.items()}
+
+
+def copies(real: data.LongTailed, per_class: int = 300) -> dict:
+    """metrics.evaluate's scores by split, as many images a class as a record has."""
+    train = real.train
+    index = metrics.copy_machine(train, per_class)
+    scores = metrics.evaluate(train.images[index], train.labels[index], real)["metrics"]
+    return {s: scores[s] for s in ("many", "medium", "few", "overall")}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--draws", type=int, default=32, help="timesteps and noises per image")
+    p.add_argument("--per-class", type=int, default=200, help="generated images of a class")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--out", type=Path, help="write the result as JSON here")
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    real = data.load_long_tailed("digits", 50)
+    sets = dict(zip(SETS, (real.train, real.full), strict=True))
+    result = {
+        "what": f"{DDPM} pruned; {CALL} repaired; training images copied",
+        "draws": a.draws,
+        "per_class": a.per_class,
+        "pruning": {s: {how: pruned(images, how, a.draws) for how in pruning.HOW} for s, images in sets.items()},
+        "repairs": repairs(real, a.per_class),
+        "copies": copies(real),
+        "provenance": records.provenance(torch.device("cpu")),
+    }
+    for part in ("pruning", "repairs", "copies"):
+        print(part, *(f"  {name}: {scores}" for name, scores in result[part].items()), sep="\n")
+    if a.out:
+        records.write_json(a.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""What a run folder holds: checkpoints, the log of step records, and a lock while somebody trains there."""
+
+import json
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from callkit import augment, records
+from callkit.capacity import merge, reserve
+from callkit.config import TrainConfig
+from callkit.unet import UNet
+
+CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+LOG, DIVERGED, LOCK, HOLDER = "log.jsonl", "diverged.json", "lock", "holder"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, or not begin; the last good checkpoint is kept."""
+
+
+def build_model(config: TrainConfig, in_channels: int, num_classes: int) -> UNet:
+    """The network of `config`, with capacity reserved if it asks for CALL. Initialised from the global generator."""
+    model = UNet(
+        in_channels,
+        num_classes,
+        config.channels,
+        config.channel_mult,
+        config.attention_levels,
+        config.num_res_blocks,
+        config.dropout,
+        augment.CONDITION_SIZE if config.augment else 0,
+    )
+    return reserve(model, config.rank, config.where) if config.call else model
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict, previous: Path | None = None) -> None:
+    """One safetensors file, metadata as JSON in its header, written under a temporary name and renamed.
+
+    With `previous` the file that was at `path` gets that name instead of being lost. OSError if it cannot be written;
+    what was there before then still is.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with records.replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"callkit": json.dumps(metadata)})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+        if previous and path.exists():
+            os.replace(path, previous)
+
+
+def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
+    """(tensors, metadata) of a file that `save_checkpoint` wrote. ValueError if it is damaged or not ours.
+
+    With tensors=False only the header is read, and the first dictionary is empty.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            names = f.keys() if tensors else ()
+            return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["callkit"])
+    except (FileNotFoundError, RuntimeError):  # safetensors opens a file twice: the second if it went away in between
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or was not written by callkit: {error}") from error
+
+
+def load_newest(run: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict] | None:
+    """The newest checkpoint of a run folder that can be read; None if the folder has none.
+
+    A damaged newest one is passed over, with a warning, for the one before; ValueError if there is none before.
+    """
+    newest, previous = Path(run) / CHECKPOINT, Path(run) / PREVIOUS
+    try:
+        return load_checkpoint(newest, tensors)
+    except FileNotFoundError:
+        pass  # the first is still to come, or this one is being replaced at the moment
+    except ValueError as error:
+        if not previous.exists():
+            raise
+        warnings.warn(f"{error}; going back to {previous.name}", stacklevel=2)
+    return load_checkpoint(previous, tensors) if previous.exists() else None
+
+
+def steps_done(run: str | Path) -> int:
+    """How far the run in this folder has come; 0 if it has no checkpoint yet."""
+    found = load_newest(run, tensors=False)
+    return found[1]["step"] if found else 0
+
+
+def available_weights(path: str | Path) -> list[str]:
+    """What `load_model` can make of a checkpoint and evaluation should: theta, and with CALL theta_g."""
+    return ["theta", "theta_g"] if load_checkpoint(path, tensors=False)[1]["config"]["call"] else ["theta"]
+
+
+def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") -> tuple[UNet, TrainConfig]:
+    """A plain U-Net in eval mode from a checkpoint's EMA weights, and the run's config.
+
+    weights  "theta" merges the expert in; "theta_g" leaves it out; "reserved" keeps the decomposition,
+             for `expert_scale`. Without CALL there is only "theta".
+    """
+    if weights not in ("theta", "theta_g", "reserved"):
+        raise ValueError(f"unknown weights {weights!r}; known: theta, theta_g, reserved")
+    tensors, metadata = load_checkpoint(path)
+    config = TrainConfig.from_dict(metadata["config"])
+    if weights != "theta" and not config.call:
+        raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
+    model = build_model(config, metadata["in_channels"], metadata["num_classes"])
+    prefix = "ema."
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the network that its config describes: {error}") from error
+    if weights != "reserved":
+        model = merge(model, scale=1.0 if weights == "theta" else 0.0)
+    return model.eval().requires_grad_(False).to(device), config
+
+
+def save_released(checkpoint: str | Path, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """The part of a checkpoint that a reader needs: EMA weights and metadata, no optimiser. bfloat16 halves the file;
+    `load_model` makes float32 of it again."""
+    tensors, metadata = load_checkpoint(checkpoint)
+    save_checkpoint(Path(path), {k: v.to(dtype) for k, v in tensors.items() if k.startswith("ema.")}, metadata)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Averages over the last `log_every` steps."""
+
+    step: int  # steps done
+    loss: float  # base + allocation
+    base_loss: float
+    allocation_loss: float
+    grad_norm: float  # before clipping
+    seconds: float  # of training so far, over all resumed parts
+    base_loss_by_class: list[float]  # NaN for a class that was not drawn
+    distance_by_class: list[float]  # D of Eq. (4); NaN without CALL
+    base_loss_by_split: dict[str, float] = field(default_factory=dict)  # of the samples drawn from Many, Medium, Few
+
+
+def read_log(path: str | Path) -> list[StepRecord]:
+    """The step records in a run's log.jsonl; none if it does not exist yet."""
+
+    def from_json(value):
+        if isinstance(value, list):
+            return [from_json(v) for v in value]
+        if isinstance(value, dict):
+            return {k: from_json(v) for k, v in value.items()}
+        return float("nan") if value is None else value
+
+    if not Path(path).exists():
+        return []
+    lines = [line for line in Path(path).read_text().splitlines(keepends=True) if line.endswith("\n")]  # no torn one
+    return [StepRecord(**{k: from_json(v) for k, v in json.loads(line).items()}) for line in lines]
+
+
+def log_line(record: StepRecord) -> str:
+    return json.dumps(records.to_json(record.__dict__), allow_nan=False) + "\n"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Within the block this process alone trains in `run`. TrainingError, naming the other, if one does already.
+
+    The lock goes with the process, also when that is killed.
+    """
+    lock, holder = FileLock(run / LOCK, timeout=0), run / HOLDER
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise TrainingError(f"{run} is in use by {who}; wait for it, stop it, or choose another run folder") from None
+    except NotImplementedError:
+        warnings.warn(
+            f"{run} is on a file system without locks: see to it that one process at a time trains there", stacklevel=3
+        )
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        for left_by_a_killed_run in run.glob(f".{CHECKPOINT}.*"):
+            left_by_a_killed_run.unlink()
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

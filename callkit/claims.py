@@ -1,0 +1,296 @@
+"""The paper's claims as comparisons of records, and what the records make of each (chapter 14).
+
+A claim is a list of parts. Each part says which runs are set against which, in what split, and whether the FID of the
+first should be lower than, higher than or equal to that of the second. A verdict follows from the records by one rule,
+`verdict`; nothing is decided by hand.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from math import log
+
+from callkit.records import PAPER_TABLES, Study, benchmark, label, paper_table
+from callkit.statistics import Paired, paired
+
+SEEDS = 3  # for a verdict of "supported" or "reversed"
+MARGIN = 1.1  # two FIDs are "equal" within this factor
+EXPECTED = {  # where the ratio of two FIDs should lie
+    "lower": (0, 1),
+    "higher": (1, float("inf")),
+    "equal": (1 / MARGIN, MARGIN),
+    "no higher": (0, MARGIN),
+}
+SYMBOLS = dict(zip(EXPECTED, "<>≈≲", strict=True))
+VERDICTS = ("supported", "direction only", "not supported", "reversed", "not tested")
+
+
+def runs(method: str, weights: str = "theta", scale: float = 1.0, **overrides) -> dict:
+    """What `Study.select` is told."""
+    return dict(method=method, weights=weights, guidance_scale=scale, overrides=overrides)
+
+
+@dataclass(frozen=True)
+class Part:
+    """FID of `ours` over FID of `baseline`, seed by seed, is `expected` to be one of EXPECTED of 1."""
+
+    ours: dict
+    expected: str
+    baseline: dict
+    split: str = "overall"
+
+    def ratio(self, study: Study) -> Paired:
+        return paired(study.select(**self.ours), study.select(**self.baseline), self.split, "fid", ratio=True)
+
+    def words(self) -> str:
+        """For a table or an axis: "call > ddpm, at 2.5, Few" says that the FID of CALL should be the higher one."""
+
+        both = self.ours["overrides"] if self.ours["overrides"] == self.baseline["overrides"] else {}
+
+        def side(words):
+            return label(words["method"], {} if both else words["overrides"]) + " θᵍ" * (words["weights"] == "theta_g")
+
+        scale = self.ours["guidance_scale"]
+        said = [label(f"{side(self.ours)} {SYMBOLS[self.expected]} {side(self.baseline)}", both)]
+        said += [f"at {scale:g}"] if scale != 1 else []
+        said += [self.split.capitalize()] if self.split != "overall" else []
+        return ", ".join(said)
+
+
+@dataclass(frozen=True)
+class Claim:
+    name: str
+    source: str  # where in the paper
+    text: str
+    parts: tuple[Part, ...] = ()  # none: this repository has no run that could tell
+
+
+def verdict(ratio: Paired, expected: str) -> str:
+    """One of VERDICTS.
+
+    supported       the 95 % interval lies where it is EXPECTED, from at least SEEDS seeds
+    direction only  every seed lies there, but the interval does not, or there are too few seeds
+    reversed        the 95 % interval lies outside, from at least SEEDS seeds
+    not supported   anything else
+    not tested      no seed has both
+    """
+    if not ratio.seeds:
+        return "not tested"
+    low, high = EXPECTED[expected]
+    if len(ratio.seeds) >= SEEDS and low < ratio.low and ratio.high < high:
+        return "supported"
+    if all(low < v < high for v in ratio.values):
+        return "direction only"
+    if len(ratio.seeds) >= SEEDS and (ratio.low > high or ratio.high < low):
+        return "reversed"
+    return "not supported"
+
+
+def whole(verdicts: list[str]) -> str:
+    """Of a claim from those of its parts: the worst of what was tested.
+
+    "supported in part" if that is good but not all were tested; "not supported" if some parts are reversed, not all.
+    """
+    tested = [v for v in verdicts if v != "not tested"]
+    if not tested:
+        return "not tested"
+    worst = max(tested, key=VERDICTS.index)
+    if worst == "supported" and len(tested) < len(verdicts):
+        return "supported in part"
+    return "not supported" if worst == "reversed" and set(tested) != {"reversed"} else worst
+
+
+def files(part: Part, study: Study) -> str:
+    """The records behind a part, those of several seeds as seed{0,1,2}: a pattern that a shell expands."""
+    patterns: dict[str, list[int]] = {}
+    seeds = part.ratio(study).seeds
+    for side in (part.ours, part.baseline):
+        for r in study.select(**side):
+            if (s := r["run"]["seed"]) in seeds:
+                patterns.setdefault(r["file"].replace(f"-seed{s}-", "-seed{}-"), []).append(s)
+    braces = {p: f"{{{','.join(map(str, s))}}}" if len(s) > 1 else str(s[0]) for p, s in patterns.items()}
+    return " ".join(p.replace("{}", braces[p]) for p in patterns)
+
+
+@cache
+def _paper_fids() -> dict[tuple, dict[tuple, float]]:
+    """FID by setting (data set, imbalance ratio), then by (method, weights, overrides, split)."""
+    found: dict[tuple, dict[tuple, float]] = {}
+    for row in (row for number in PAPER_TABLES for row in paper_table(number) if row["metric"] == "fid"):
+        key = row["method"], row["weights"], str(row["overrides"]), row["split"]
+        found.setdefault((row["dataset"], row["imbalance_ratio"]), {})[key] = row["mean"]
+    return found
+
+
+def in_paper(part: Part) -> str:
+    """The same ratio in the paper's tables, from least to most over its settings; where CALL is only on OC, that."""
+    for call in ("call", "oc-call"):
+        found = []
+        for fid in _paper_fids().values():
+            keys = [
+                (call if w["method"] == "call" else w["method"], w["weights"], str(w["overrides"]), part.split)
+                for w in (part.ours, part.baseline)
+            ]
+            if all(key in fid for key in keys):
+                found.append(fid[keys[0]] / fid[keys[1]])
+        if found:
+            return " to ".join(dict.fromkeys(f"{v:.2f}" for v in (min(found), max(found))))
+    return ""
+
+
+def rows(claim: Claim, study: Study) -> list[dict]:
+    """What the records of a study say of each part of a claim."""
+    found = []
+    for part in claim.parts:
+        ratio = part.ratio(study)
+        found.append(
+            {
+                "expected": part.words(),
+                "seeds": len(ratio.seeds),
+                "paper": in_paper(part),
+                "ratio [95 %]": ratio.words(),
+                "p": "" if ratio.p != ratio.p else f"{ratio.p:.2g}",
+                "exact p": "" if ratio.p_exact != ratio.p_exact else f"{ratio.p_exact:.2g}",
+                "verdict": verdict(ratio, part.expected),
+                "records": files(part, study),
+            }
+        )
+    return found
+
+
+SCALES = 1.0, 2.5  # none, and what the grids take the paper's to be
+LAMBDAS = 0.0, 0.5, 0.8, 1.2, 1.5  # of Figure 4, beside the default, 1
+WIDTHS = [1, 1], [1, 2, 2]  # of the small network, beside its default [1, 2]: as Figure 5 varies the large one
+
+CLAIMS = (
+    Claim(
+        "best",
+        "Table 1",
+        "CALL, on top of OC, has a lower FID than each of its rivals",
+        tuple(
+            Part(runs("oc-call", scale=s), "lower", runs(rival, scale=s))
+            for s in SCALES
+            for rival in ("ddpm", "ada", "rs", "focal", "cbdm", "oc")
+        ),
+    ),
+    Claim(
+        "rivals",
+        "Table 1",
+        "RS is worse than DDPM, focal loss is level with it, and ADA, CBDM and OC are better",
+        (
+            Part(runs("rs"), "higher", runs("ddpm")),
+            Part(runs("focal"), "equal", runs("ddpm")),
+            Part(runs("ada"), "lower", runs("ddpm")),
+            *(Part(runs(m, scale=s), "lower", runs("ddpm", scale=s)) for m in ("cbdm", "oc") for s in (1.0, 1.5, 2.5)),
+        ),
+    ),
+    Claim(
+        "ddpm",
+        "Table 5",
+        "CALL improves on plain DDPM overall",
+        (Part(runs("call"), "lower", runs("ddpm")),),
+    ),
+    Claim(
+        "minorities",
+        "Abstract, Figure 2",
+        "CALL improves on plain DDPM on Few",
+        (Part(runs("call"), "lower", runs("ddpm"), "few"),),
+    ),
+    Claim(
+        "splits",
+        "Figure 2",
+        "CALL improves on plain DDPM on Many and on Medium, too",
+        tuple(Part(runs("call"), "lower", runs("ddpm"), s) for s in ("many", "medium")),
+    ),
+    Claim("celeba", "Table 2", "CALL is best on two classes of faces, and most so on the minority"),
+    Claim("fine-tuning", "Table 3", "CALL is best when Stable Diffusion is fine-tuned with LoRA"),
+    Claim(
+        "split-pattern",
+        "Table 4",
+        "Without its expert the network is as good as DDPM on Many and Medium, and worse than with it on Few",
+        (
+            Part(runs("call", "theta_g"), "no higher", runs("ddpm"), "many"),
+            Part(runs("call", "theta_g"), "no higher", runs("ddpm"), "medium"),
+            Part(runs("call", "theta_g"), "higher", runs("call"), "few"),
+        ),
+    ),
+    Claim(
+        "orthogonal",
+        "Table 5",
+        "CALL improves whatever base loss it is added to",
+        (
+            Part(runs("call"), "lower", runs("ddpm")),
+            *(
+                Part(runs(f"{base}-call", scale=s), "lower", runs(base, scale=s))
+                for base, own in (("cbdm", 1.5), ("oc", 2.5))
+                for s in (1.0, own)
+            ),
+        ),
+    ),
+    Claim(
+        "both-terms",
+        "Table 5",
+        "Without the consistency or the diversity term CALL is worse",
+        tuple(Part(runs("call", **{term: 0.0}), "higher", runs("call")) for term in ("consistency", "diversity")),
+    ),
+    Claim(
+        "lambda-peak",
+        "Figure 4",
+        "λ = 1 is better than smaller and larger values",
+        tuple(Part(runs("call", lam=lam), "higher", runs("call")) for lam in LAMBDAS),
+    ),
+    Claim(
+        "lambda-range",
+        "Figure 4",
+        "CALL improves on its base loss for other λ, from 0.5 to 1.5, too",
+        tuple(Part(runs("call", lam=lam), "lower", runs("ddpm")) for lam in LAMBDAS if lam),
+    ),
+    Claim(
+        "widths",
+        "Figure 5",
+        "CALL improves on DDPM for networks of other widths and depths",
+        tuple(Part(runs("call", channel_mult=w), "lower", runs("ddpm", channel_mult=w)) for w in WIDTHS),
+    ),
+)
+
+
+def measured() -> list[dict]:
+    """Three claims about networks and not about scores, from what benchmarks/ measured: one row each.
+
+    The networks are one released pair, so none of the first two can be more than "direction only".
+    """
+    evidence, *speed = map(benchmark, ("evidence", "speed", "speed-paper"))
+    correlations = {images: [by["correlation"] for by in ways.values()] for images, ways in evidence["pruning"].items()}
+    few = {name: by_split["few"] for name, by_split in evidence["repairs"].items()}
+    gap = log(few["theta_g"] / few["theta"])
+    ten, rank_one = (
+        log(few["theta_g"] / few[f"theta_g + {addition}"]) / gap
+        for addition in ("a number per class", "rank-one embedding projections")
+    )
+    merged = [of["ratios"]["sample, merged"] for of in speed]
+    return [
+        {
+            "source": "Figure 1a",
+            "claim": "Pruning raises the loss of minorities most",
+            "rule": "rank correlation of rarity and rise above 0 for all ways of pruning and sets of images",
+            "in numbers": "; ".join(f"{min(r):+.2f} to {max(r):+.2f} on the {s}" for s, r in correlations.items()),
+            "verdict": "direction only" if min(map(min, correlations.values())) > 0 else "not supported",
+            "from": "benchmarks/evidence.json",
+        },
+        {
+            "source": "Table 4, Section 5.3",
+            "claim": "The expert holds the minorities' knowledge",
+            "rule": "additions to the general network that can hold no image close less than half of the gap to the "
+            "whole one, in log FID on Few",
+            "in numbers": f"ten numbers close {ten:.0%}, one direction of each embedding projection {rank_one:.0%}",
+            "verdict": "direction only" if max(ten, rank_one) < 0.5 else "not supported",
+            "from": "benchmarks/evidence.json",
+        },
+        {
+            "source": "Section 4.2",
+            "claim": "No additional latency at inference",
+            "rule": f"a merged network takes the time of a plain one within a factor {MARGIN}",
+            "in numbers": f"{merged[0]:.3f} for the digits network, {merged[1]:.3f} for the paper's",
+            "verdict": "supported" if all(1 / MARGIN < m < MARGIN for m in merged) else "not supported",
+            "from": "benchmarks/speed.json, speed-paper.json",
+        },
+    ]

@@ -1,0 +1,325 @@
+"""Stable Diffusion with reserved capacity (Section 4.3, Table 3): W = W^f + B^g A^g + B^e A^e.
+
+The pre-trained W^f stay frozen; a general adapter (theta^g) and an expert adapter of smaller rank (theta^e) are trained
+together, by the objectives and the allocation loss of the pixel models, in latent space. Chapter 13 derives it.
+The adapters are peft's, so diffusers loads, scales and merges them with its own calls. The commands of `python -m
+callkit` are here too: `python -m callkit.lora train | evaluate | sample`, and `export`.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from tqdm.auto import tqdm
+
+try:
+    import transformers  # noqa: F401  (the pipeline's text encoder)
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+except ImportError as error:
+    raise ImportError("Stable Diffusion needs diffusers, peft and transformers: pip install 'callkit[lora]'") from error
+
+from callkit import checkpoints, config, data, distributed, records, sampling, training
+from callkit.allocation import AllocationLoss
+from callkit.diffusion import NoiseSchedule
+from callkit.lora_config import DATASETS, METHODS, MODEL, PROFILES, TuneConfig, make_config
+from callkit.objectives import Batch
+
+GENERAL, EXPERT = "general", "expert"  # the adapters' names
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # of the U-Net's self- and cross-attention
+RUNS = Path("runs", "stable-diffusion")
+
+
+def load_pipeline(model: str) -> StableDiffusionPipeline:
+    """The pre-trained pipeline without its safety checker, float32, on the CPU.
+
+    OSError that says what to do if it is neither a folder nor to be had; ValueError unless it predicts noise.
+    """
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, requires_safety_checker=False)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"there is no Stable Diffusion pipeline {model!r} here, and it could not be downloaded. On a machine with "
+            f"a network run `hf download {MODEL} --local-dir miniSD`, copy the folder, and give its path as `model`. "
+            f"The reason: {str(error).splitlines()[0]}"
+        ) from error
+    if pipe.scheduler.config.prediction_type != "epsilon":
+        raise ValueError(f"model {model!r} predicts {pipe.scheduler.config.prediction_type}; only epsilon is supported")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def add_adapters(unet: UNet2DConditionModel, tune: TuneConfig) -> None:
+    """Freeze `unet` and add the adapters: B = 0, A from the global generator, scale 1 (alpha = rank)."""
+    unet.requires_grad_(False)
+    every = [name for name, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    targets = ATTENTION if tune.where == "attention" else every
+    ranks = {GENERAL: tune.general_rank} | ({EXPERT: tune.expert_rank} if tune.call else {})
+    for name, r in ranks.items():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what we want
+            unet.add_adapter(LoraConfig(r=r, lora_alpha=r, lora_dropout=tune.dropout, target_modules=targets), name)
+    unet.set_adapters(list(ranks))
+
+
+class StableDiffusion(nn.Module):
+    """Stable Diffusion's eps_theta for classes: the contract of `unet.UNet`, on latents.
+
+    Class c is the prompt number c, and Null the empty prompt; their embeddings are computed here, once. x_t is
+    (B, 4, h, w), a `factor`-th of the image in height and width.
+    """
+
+    clip_x0 = False  # latents have no range to clip to
+
+    def __init__(self, pipe: StableDiffusionPipeline, prompts: list[str], at_once: int = 64):
+        super().__init__()
+        self.at_once = at_once
+        self.scale: float | None = 1.0 if EXPERT in getattr(pipe.unet, "peft_config", {}) else None  # of the expert
+        self.unet, self.vae = pipe.unet, pipe.vae.requires_grad_(False)
+        self.num_classes, self.in_channels = len(prompts), pipe.unet.config.in_channels
+        self.factor, self.scaling = pipe.vae_scale_factor, pipe.vae.config.scaling_factor
+        self.schedule = NoiseSchedule(betas=pipe.scheduler.betas)  # not DDPM's: linear in sqrt(beta)
+        with torch.no_grad():
+            embeddings, _ = pipe.encode_prompt([*prompts, ""], pipe.text_encoder.device, 1, False)
+        self.register_buffer("prompts", embeddings, persistent=False)  # (C + 1, tokens, width)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """More than `at_once` samples in parts; for the backward pass, each part's activations are computed again."""
+        parts = [*zip(*(a.split(self.at_once) for a in (x_t, t, self.prompts[y])), strict=True)]
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self._eps(*part) for part in parts])
+        return torch.cat([checkpoint(self._eps, *part, self.scale, use_reentrant=False) for part in parts])
+
+    def _eps(self, x_t: Tensor, t: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
+        if scale is None:
+            return self.unet(x_t, t, encoder_hidden_states=text).sample
+        with expert_scale(self, scale):  # when it is computed again, the scale may be another by then
+            return self._eps(x_t, t, text)
+
+    def forward_both(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(eps of theta, eps of theta^g) in two passes: adapters sit in the encoder too, so nothing is shared.
+
+        Both see the same dropout masks: an expert at scale 0 draws its masks as one at scale 1 does.
+        """
+        with torch.random.fork_rng([x_t.device] if x_t.is_cuda else []):
+            eps = self(x_t, t, y)
+        with expert_scale(self, 0.0):
+            return eps, self(x_t, t, y)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, batch_size: int = 16, progress: bool = False) -> Tensor:
+        """uint8 (N, 3, H, W) to mean and standard deviation of their latents, (N, 8, h, w), on the CPU."""
+        found = []
+        for part in tqdm(images.split(batch_size), desc="latents, once", disable=not progress):
+            posterior = self.vae.encode(data.to_float(part.to(self.prompts.device))).latent_dist
+            found.append((self.scaling * torch.cat([posterior.mean, posterior.std], 1)).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """Latents (N, 4, h, w) to uint8 (N, 3, H, W) on the CPU."""
+        parts = latents.split(batch_size)
+        return torch.cat([data.to_uint8(self.vae.decode(x / self.scaling).sample).cpu() for x in parts])
+
+    def sample_batches(self, y: Tensor, image_size: int, *args, **options) -> Iterator[Tensor]:
+        """`sampling.sample_batches` for images of that size, through latents."""
+        size, schedule = image_size // self.factor, self.schedule.to(self.prompts.device)
+        how = dict(clip_x0=self.clip_x0, to_images=self.decode)
+        return sampling.sample_batches(self, schedule, y, size, *args, **options, **how)
+
+
+@contextmanager
+def expert_scale(model: StableDiffusion, scale: float) -> Iterator[None]:
+    """Within the block W^f + B^g A^g + scale * B^e A^e: 1 is theta, 0 is theta^g, between is the dial."""
+    before = model.scale
+
+    def turn(to: float) -> None:
+        model.scale = to
+        model.unet.set_adapters([GENERAL, EXPERT], [1.0, to])
+
+    turn(scale)
+    try:
+        yield
+    finally:
+        turn(before)
+
+
+def build(tune: TuneConfig, class_names: list[str]) -> tuple[StableDiffusionPipeline, StableDiffusion]:
+    """The pre-trained pipeline with fresh adapters, and its model of these classes; the two share their weights."""
+    pipe = load_pipeline(tune.model)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(training.step_seed(tune.seed, 1))
+        add_adapters(pipe.unet, tune)
+    prompts = [tune.prompt.replace("{class}", name.replace("_", " ")) for name in class_names]
+    return pipe, StableDiffusion(pipe, prompts, tune.at_once)
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Everything that is trained, by name in the U-Net."""
+    unet = getattr(model, "unet", model)
+    return {name: p for name, p in unet.named_parameters() if "lora_" in name}
+
+
+def _load(path: str | Path) -> tuple[StableDiffusionPipeline, StableDiffusion, TuneConfig]:
+    """As `build`, with a checkpoint's EMA adapters."""
+    tensors, about = checkpoints.load_checkpoint(path)
+    if "class_names" not in about:
+        raise ValueError(f"{path} is of a pixel model: use python -m callkit")
+    tune = TuneConfig.from_dict(about["config"])
+    pipe, model = build(tune, about["class_names"])
+    for name, p in adapter_parameters(model).items():
+        p.data.copy_(tensors[f"ema.{name}"])
+    return pipe, model.eval(), tune
+
+
+def _merge(unet: UNet2DConditionModel, weights: str, tune: TuneConfig) -> None:
+    """Replace W^f by W^f + B^g A^g, plus B^e A^e for theta; no adapter is left."""
+    unet.fuse_lora(adapter_names=[GENERAL, EXPERT] if weights == "theta" and tune.call else [GENERAL])
+    unet.unload_lora()
+
+
+def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") -> tuple[StableDiffusion, TuneConfig]:
+    """A model in eval mode from a checkpoint's EMA adapters, and the run's config. ValueError for unknown weights.
+
+    weights  "theta" merges the adapters in; "theta_g" the general one; "reserved" merges none, for `expert_scale`.
+    """
+    if weights not in ("theta", "theta_g", "reserved"):
+        raise ValueError(f"unknown weights {weights!r}; known: theta, theta_g, reserved")
+    if weights != "theta" and "theta_g" not in checkpoints.available_weights(path):
+        raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
+    _, model, tune = _load(path)
+    if weights != "reserved":
+        _merge(model.unet, weights, tune)
+    return model.requires_grad_(False).to(device), tune
+
+
+def export(path: str | Path, folder: str | Path) -> None:
+    """What others need of a checkpoint, in `folder`, for diffusers' own calls (Chapter 13 shows them):
+
+    general.safetensors and, with CALL, expert.safetensors, in peft's format; merged/, a pipeline with all merged in.
+    """
+    folder = Path(folder)
+    records.check_writable(folder)
+    pipe, model, tune = _load(path)
+    for name in (GENERAL, EXPERT)[: 1 + tune.call]:
+        # The weights alone: scale 1 and no dropout are what diffusers takes them to have.
+        layers = get_peft_model_state_dict(pipe.unet, adapter_name=name)
+        pipe.save_lora_weights(folder, layers, weight_name=f"{name}.safetensors")
+    _merge(model.unet, "theta", tune)
+    pipe.save_pretrained(folder / "merged")
+
+
+def cached_latents(model: StableDiffusion, images: Tensor, cache: Path) -> Tensor:
+    """`model.encode`, kept in a file of `cache` whose name holds the images' and the encoder's hashes."""
+    encoder = hashlib.sha256()
+    for p in model.vae.state_dict().values():
+        encoder.update(p.cpu().numpy().tobytes())
+    path = cache / f"latents-{encoder.hexdigest()[:8]}-{data.fingerprint(images)}.safetensors"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        checkpoints.save_checkpoint(path, {"latents": model.encode(images, progress=len(images) >= 1000)}, {})
+    return checkpoints.load_checkpoint(path)[0]["latents"]
+
+
+def train(
+    tune: TuneConfig,
+    run: str | Path | None = None,
+    device: str = "cpu",
+    minutes: float | None = None,
+    data_root: str | Path = "data",
+    compile: bool = False,
+) -> Iterator[checkpoints.StepRecord]:
+    """Minimise Eq. (6) over the adapters. Arguments, files, resuming and errors are those of `training.train`.
+
+    ValueError under torchrun: one process only.
+    """
+    if distributed.world_size() > 1:
+        raise ValueError(f"Stable Diffusion trains in one process, got {distributed.world_size()}")
+    run, device = Path(run) if run is not None else records.run_folder(tune, RUNS), torch.device(device)
+    yield from training.carry_out(tune, run, device, minutes, lambda: _pieces(tune, device, Path(data_root), compile))
+
+
+def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bool) -> training.Pieces:
+    train_set = data.load_long_tailed(
+        tune.dataset, tune.imbalance_ratio, data_root, tune.image_size, tune.held_out
+    ).train
+    model = build(tune, train_set.class_names)[1].to(device).train()
+    smallest = model.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
+    if tune.image_size % smallest:
+        raise ValueError(f"image_size must be a multiple of {smallest} for this model, got {tune.image_size}")
+    latents = cached_latents(model, train_set.images, data_root / data.CACHE).to(device)
+    labels = train_set.labels
+    frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
+    weights = torch.full((tune.batch_size,), 1 / tune.batch_size, device=device)
+
+    def draw(step: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
+        index = training.step_index(tune, labels, step)
+        mean, std = latents[index.to(device)].chunk(2, dim=1)
+        x0 = mean + std * torch.randn(mean.shape, generator=generator, device=device)
+        y = labels[index].to(device)
+        dropped = torch.rand(y.shape, generator=generator, device=device) < tune.label_drop
+        return Batch(x0, y, y.masked_fill(dropped, model.num_classes), frequency), weights
+
+    if compile:
+        model.unet.compile()
+    parameters = adapter_parameters(model)
+    return training.Pieces(
+        model=model,
+        network=model,
+        parameters=parameters,
+        optimiser=torch.optim.AdamW(parameters.values(), lr=tune.lr, weight_decay=tune.weight_decay),
+        draw=draw,
+        allocation=AllocationLoss(train_set.counts, tune.lam, tune.consistency, tune.diversity, tune.bound).to(device),
+        schedule=model.schedule.to(device),
+        counts=train_set.counts,
+        about={"class_names": list(train_set.class_names), "image_size": tune.image_size},
+    )
+
+
+def sample(a) -> None:
+    """The command: a picture of samples, one row per class."""
+    from torchvision.utils import save_image
+
+    from callkit import __main__ as cli
+
+    model, tune = load_model(cli.checkpoint_of(a.run), a.weights, a.device)
+    labels = sampling.balanced_labels(model.num_classes, a.per_class)
+    steps = config.SAMPLING[tune.profile]["steps"]
+    batches = model.sample_batches(labels, tune.image_size, a.seed, steps, config.GUIDANCE_SCALE, a.per_class)
+    images = torch.cat([*tqdm(batches, total=model.num_classes, desc="sampling", unit="class")])
+    save_image(images.float() / 255, a.out, nrow=a.per_class, padding=1)
+    print(a.out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    from callkit import __main__ as cli
+
+    def add_export(commands) -> None:
+        p = commands.add_parser("export", help="write the adapters and the merged pipeline, for diffusers")
+        p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
+        p.add_argument("folder", type=Path)
+        p.set_defaults(command=lambda a: export(cli.checkpoint_of(a.run), a.folder))
+
+    def add_train(commands) -> None:
+        tables = dict(networks=DATASETS, methods=METHODS, profiles=PROFILES)
+        p = cli.add_train(commands, **tables)
+        p.set_defaults(dataset="artbench10", imbalance_ratio=100, method="oc-call", profile="gpu")
+        p.set_defaults(make_config=make_config, go=train, root=RUNS)
+
+    def add_evaluate(commands) -> None:
+        cli.add_evaluate(commands).set_defaults(load_model=load_model, kind=TuneConfig)
+
+    def add_sample(commands) -> None:
+        cli.add_sample(commands).set_defaults(command=sample)
+
+    cli.main(argv, "python -m callkit.lora", __doc__, (add_train, add_evaluate, add_sample, add_export))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What a chapter does first: check its parameters, and find the records and checkpoints that it reads.
+
+Papermill passes a parameter that the notebook does not have as a variable of its own, warns, and runs with the
+defaults. And without a data set's records a chapter would fail somewhere in its middle.
+"""
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+
+from IPython import get_ipython
+
+from callkit import records
+from callkit.checkpoints import CHECKPOINT
+from callkit.config import TrainConfig, make_config
+
+
+def check(**parameters) -> None:
+    """Check all parameters of the notebook, given by name: `check(dataset=dataset, seed=seed)`.
+
+    ValueError if papermill passed one that is not among them, or if one that is also a setting of `TrainConfig`
+    has a value that `make_config` does not know.
+    """
+    if unknown := sorted(_passed() - parameters.keys()):
+        raise ValueError(f"unknown parameter {unknown[0]!r}; this notebook has: {', '.join(parameters)}")
+    settings = {f.name for f in fields(TrainConfig)} & parameters.keys()
+    make_config(**{name: parameters[name] for name in settings})
+
+
+def _passed() -> set[str]:
+    """The names that papermill was given: it assigns them in a cell of its own, headed by a comment."""
+    shell = get_ipython()
+    cells = [s for s in shell.user_ns["In"] if s.startswith("# Parameters\n")] if shell else []
+    statements = [node for cell in cells for node in ast.parse(cell).body]
+    return {name.id for node in statements if isinstance(node, ast.Assign) for name in node.targets}
+
+
+def released(dataset: str, imbalance_ratio: float | None, method: str, profile: str, seed: int) -> Path:
+    """The run's checkpoint in results/; FileNotFoundError that says how to make it."""
+    run = make_config(dataset, imbalance_ratio, method, profile, seed)
+    data = records.data_word(dataset, imbalance_ratio)
+    path = records.results_folder() / f"{data}-{method}-{profile}-seed{seed}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"this chapter needs {path}, which does not exist: make it with `{_train(run)}` and "
+            f"`cp {records.run_folder(run) / CHECKPOINT} {path}`"
+        )
+    return path
+
+
+def need_record(folder: str | Path | None = None, diverged: bool = False, **words) -> None:
+    """FileNotFoundError if `records.load_records` finds none with these arguments; it says how to make one."""
+    folder = folder or records.results_folder()
+    if not records.load_records(folder, diverged, **words):
+        run = make_config(**words.pop("overrides", {}), **words)
+        raise FileNotFoundError(
+            f"this chapter needs a record that {folder} does not have: make it with `{_train(run)}` and "
+            f"`python -m callkit evaluate {records.run_folder(run)} --results {folder}`"
+        )
+
+
+def _train(run: TrainConfig) -> str:
+    """The command that trains it."""
+    words = run.words() | {"imbalance_ratio": records.ratio_word(run.imbalance_ratio)}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in words.items()]
+    if overrides := records.override_words(run):
+        options += ["--set", *overrides]
+    return " ".join(["python -m callkit train", *options])

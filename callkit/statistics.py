@@ -1,0 +1,102 @@
+"""What a difference between two methods over a few seeds is worth: paired by seed, with intervals and p-values.
+
+Derived in chapter 11. Two records of one seed share the training images, every timestep and noise of training, and
+the noise that sampling starts from; what differs is the method. So differences are taken seed by seed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """A mean with Student's t-interval, whose ends are NaN for fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Mean of `values` and its two-sided interval, which takes them to be draws of one normal distribution."""
+    n = len(values)
+    mean = float(np.mean(values)) if n else float("nan")
+    if n < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return Interval(mean, mean - half, mean + half)
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Exact two-sided p-value of "each difference could as well have had the other sign".
+
+    The share of the 2^n ways to sign the n differences whose mean is as far from zero as the one seen. It takes no
+    distribution for granted, and is never below 2^(1 - n): 0.25 for three seeds, and 0.05 is out of reach below six.
+    """
+    d = np.asarray(differences, dtype=float)
+    if not 1 <= len(d) <= 20:
+        raise ValueError(f"differences must be 1 to 20, got {len(d)}")
+    signs = 1 - 2 * (np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1)
+    means = np.abs(signs @ d)
+    return float(np.mean(means >= means[0] * (1 - 1e-9)))
+
+
+class Paired(NamedTuple):
+    """One method against another, by seed: ratios of their scores, or differences."""
+
+    seeds: list[int]  # that both have
+    values: list[float]  # by seed
+    mean: float  # of ratios the geometric one
+    low: float
+    high: float
+    p: float  # of the paired t-test; NaN for fewer than two seeds
+    p_exact: float  # of the sign-flip test; NaN without a seed
+
+    def words(self) -> str:
+        """For a table: 0.83 [0.65, 1.07]; the value alone for one seed."""
+        if len(self.seeds) < 2:
+            return f"{self.mean:.3g}" if self.seeds else ""
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+# What two records must share for their seeds to pair.
+SHARED = (
+    *(("run", k) for k in ("dataset", "imbalance_ratio", "profile", "steps", "class_counts")),
+    *(("sampling", k) for k in ("sampler", "steps")),
+    *(("evaluation", k) for k in ("extractor_sha256", "generated_images")),
+)
+
+
+def _by_seed(records: list[dict]) -> dict[int, dict]:
+    found = {r["run"]["seed"]: r for r in records}
+    if len(found) < len(records):
+        raise ValueError("two records of one seed: select one weights, guidance scale and set of overrides")
+    return found
+
+
+def paired(
+    ours: list[dict], baseline: list[dict], split: str = "overall", metric: str = "fid", ratio: bool = False
+) -> Paired:
+    """Records against records, over the seeds that both have: ours - baseline, or with `ratio` ours / baseline.
+
+    Ratios are tested as differences of logarithms. FID is positive and its scatter over seeds grows with its size, so
+    for FID take ratios; KID may be negative, and Recall is a share: take differences.
+
+    ValueError if two records have one seed, or differ in what they must share: data, budget, sampler, extractor.
+    """
+    a, b = _by_seed(ours), _by_seed(baseline)
+    seeds = sorted(a.keys() & b.keys())
+    for s in seeds:
+        for part, key in SHARED:
+            if a[s][part][key] != b[s][part][key]:
+                raise ValueError(f"{a[s]['file']} and {b[s]['file']} differ in {part}.{key}: they do not pair")
+    scores = [[r[s]["metrics"][split][metric] for s in seeds] for r in (a, b)]
+    x, y = np.log(scores) if ratio else np.array(scores, dtype=float)
+    d, back = x - y, np.exp if ratio else np.asarray
+    p = float(stats.ttest_1samp(d, 0).pvalue) if len(d) > 1 else float("nan")
+    p_exact = sign_flip_p(d) if len(d) else float("nan")
+    return Paired(seeds, back(d).tolist(), *(float(back(v)) for v in mean_interval(d)), p, p_exact)

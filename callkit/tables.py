@@ -1,0 +1,192 @@
+"""Every table and result figure, from records alone: what `make table` writes.
+
+No network is loaded and no image drawn. Per study (records that may be compared) there are three tables and up to six
+figures, each made of all that the study holds; a record more is a dot, a row or a file more.
+"""
+
+import csv
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from callkit import claims, records, viz
+from callkit.records import Study, label, method_overrides
+from callkit.statistics import Paired, paired
+
+SPLITS = ("many", "medium", "few")  # a data set of two classes has no Medium
+
+
+def variants(study: Study) -> list[dict]:
+    """What was run, as `Study.select` is told: one for each method with its overrides, weights and guidance scale."""
+    found = []
+    for r in study.records:
+        words = {k: r["run"][k] for k in ("method", "weights", "guidance_scale")} | {"overrides": method_overrides(r)}
+        if words not in found:
+            found.append(words)
+    return sorted(found, key=lambda w: (w["method"], str(w["overrides"]), w["guidance_scale"], w["weights"]))
+
+
+def splits(study: Study) -> list[str]:
+    return [s for s in SPLITS if s in study.records[0]["metrics"]]
+
+
+def _names(words: dict) -> dict:
+    return {
+        "method": label(words["method"], words["overrides"]),
+        "weights": words["weights"],
+        "guidance": f"{words['guidance_scale']:g}",
+    }
+
+
+def score_rows(study: Study) -> list[dict]:
+    """Mean ± standard deviation over seeds of each variant: FID by split, other metrics overall, and Recall on Few."""
+    columns = [(s, "fid") for s in (*splits(study), "overall")]
+    columns += [("overall", m) for m in ("kid", "recall", "is")] + [("few", "recall")]
+    rows = []
+    for words in variants(study):
+        found = study.select(**words)
+        row = _names(words) | {"seeds": " ".join(str(r["run"]["seed"]) for r in found)}
+        for split, metric in columns:
+            mean, std = records.mean_std(found, "metrics", split, metric)
+            row[f"{split} {metric.upper()}"] = f"{mean:.4g} ± {std:.2g}" if len(found) > 1 else f"{mean:.4g}"
+        rows.append(row)
+    return rows
+
+
+def plain(words: dict, method: str, weights: str = "theta") -> dict:
+    """What a variant is set against: `method` at the same guidance scale, in a network of the same widths."""
+    widths = {k: v for k, v in words["overrides"].items() if k == "channel_mult"}
+    return {"method": method, "weights": weights, "guidance_scale": words["guidance_scale"], "overrides": widths}
+
+
+def difference_rows(study: Study) -> list[dict]:
+    """FID of each variant against DDPM's, and against its own method's with the same weights and without the overrides,
+    by split: the ratio and the difference, with 95 % intervals over the seeds that both have."""
+    rows = []
+    for words in variants(study):
+        baselines = [plain(words, "ddpm")]
+        if (own := plain(words, words["method"], words["weights"])) not in (words, *baselines):
+            baselines.append(own)
+        for baseline in baselines if words != baselines[0] else []:
+            for split in (*splits(study), "overall"):
+                pair = study.select(**words), study.select(**baseline), split
+                ratio, difference = paired(*pair, ratio=True), paired(*pair)
+                if ratio.seeds:
+                    row = _names(words) | {"baseline": _names(baseline)["method"] + f" {baseline['weights']}"}
+                    row |= {"split": split, "seeds": len(ratio.seeds)}
+                    row |= {"FID ratio [95 %]": ratio.words(), "FID difference [95 %]": difference.words()}
+                    row["p of ratio"] = f"{ratio.p:.3g}" if len(ratio.seeds) > 1 else ""
+                    rows.append(row | {"exact p": f"{ratio.p_exact:.3g}"})
+    return rows
+
+
+def claim_rows(study: Study) -> list[dict]:
+    """Each part of each claim of the paper, and its verdict."""
+    return [{"source": c.source, "claim": c.text} | row for c in claims.CLAIMS for row in claims.rows(c, study)]
+
+
+def record_rows(found: list[dict]) -> list[dict]:
+    """Every metric of every set of every record: nothing averaged."""
+    rows = []
+    for r in found:
+        run = r["run"]
+        words = {k: run[k] for k in ("dataset", "imbalance_ratio", "profile", "method", "seed", "weights")}
+        words |= {"overrides": label("", run["overrides"])[2:], "guidance_scale": run["guidance_scale"]}
+        for split, scores in r["metrics"].items():
+            metrics = {m: scores.get(m) for m in ("fid", "kid", "recall", "precision", "is")}
+            rows.append({"file": r["file"]} | words | {"split": split} | metrics)
+    return rows
+
+
+def ratios(study: Study, words: dict, baseline: dict) -> dict[str, Paired]:
+    """FID ratio by split, for `viz.interval_dots`."""
+    pair = study.select(**words), study.select(**baseline)
+    return {s: paired(*pair, s, ratio=True) for s in splits(study)}
+
+
+def figures(study: Study) -> dict[str, Figure]:
+    """By name; those for which the study has records."""
+    unguided = [w for w in variants(study) if w["weights"] == "theta" and w["guidance_scale"] == 1]
+    made = {}
+
+    fid = {}
+    for words in sorted(unguided, key=lambda w: w["method"] != "ddpm"):
+        if not words["overrides"]:
+            found = study.select(**words)
+            fid[words["method"]] = {s: [r["metrics"][s]["fid"] for r in found] for s in splits(study)}
+    if fid:
+        made["methods"] = viz.variant_dots(fid)
+        for axes in made["methods"].axes:
+            viz.log_axis(axes.xaxis)
+
+    against: dict[bool, dict] = {False: {}, True: {}}  # by whether there are overrides
+    for words in unguided:
+        ratio = ratios(study, words, plain(words, "ddpm"))
+        if words["method"] != "ddpm" and ratio["few"].seeds:
+            name = f"{label(words['method'], words['overrides'])} (n = {len(ratio['few'].seeds)})"
+            against[bool(words["overrides"])][name] = ratio
+    for name, rows in zip(("against-ddpm", "variants"), against.values(), strict=True):
+        if rows:
+            made[name] = viz.interval_dots(rows)
+
+    guided: dict[str, dict] = {}
+    for words in variants(study):
+        if words["weights"] == "theta" and not words["overrides"]:
+            found = study.select(**words)
+            by_split = {s: [r["metrics"][s]["fid"] for r in found] for s in splits(study)}
+            guided.setdefault(words["method"], {})[words["guidance_scale"]] = by_split
+    if guided := {m: by_scale for m, by_scale in guided.items() if len(by_scale) > 1}:
+        made["guidance"] = viz.guidance_curves(guided)
+
+    if call := study.select("call"):
+        made["distance"] = viz.distance_curves([r["training"]["curve"] for r in call], call[0]["config"]["bound"])
+    if study.diverged:
+        curves: dict[str, list] = {}
+        for r in study.diverged:
+            name = label(r["run"]["method"], method_overrides(r))
+            curves.setdefault(name, []).append(r["training"]["curve"])
+        made["divergence"] = viz.divergence_curves(curves, diverged=set(curves))
+    return made
+
+
+def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path]:
+    """Tables as Markdown and CSV, figures as PNG and SVG. The same records give the same bytes.
+
+    <study>-scores, -differences, -claims; -methods, -against-ddpm, -variants, -guidance, -distance, -divergence;
+    records.csv, all scores; all.md, every variant and when diverged runs stopped; measured, the claims that are about
+    no score; paper-table1 to 5, ours beside the paper's numbers.
+    """
+    records.check_writable(folder)
+    written = []
+
+    def table(name: str, rows: list[dict], markdown: bool = True) -> None:
+        with (folder / f"{name}.csv").open("w", newline="") as f:
+            writer = csv.DictWriter(f, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        written.append(folder / f"{name}.csv")
+        if markdown:
+            text(name, records.markdown(rows))
+
+    def text(name: str, content: str) -> None:
+        (folder / f"{name}.md").write_text(content + "\n", encoding="utf-8")
+        written.append(folder / f"{name}.md")
+
+    table("records", record_rows(finished), markdown=False)
+    text("all", records.table(finished + diverged))
+    table("measured", claims.measured())
+    for number in records.PAPER_TABLES:
+        table(f"paper-table{number}", records.rows_beside_the_paper(number, finished))
+    viz.style()
+    for study in records.studies(finished, diverged):
+        for name, rows in (("scores", score_rows), ("differences", difference_rows), ("claims", claim_rows)):
+            if found := rows(study):
+                table(f"{study.name}-{name}", found)
+        for name, figure in figures(study).items():
+            for suffix in ("png", "svg"):
+                path = folder / f"{study.name}-{name}.{suffix}"
+                with plt.rc_context({"svg.hashsalt": name}):
+                    figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
+                written.append(path)
+    return written

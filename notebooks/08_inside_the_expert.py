@@ -1,0 +1,247 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (ch-inside)=
+# # 08 · Inside the expert
+#
+# **Objective.** Find out what the expert $\theta^e$ of a trained network really does, with six probes.
+# **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 20 minutes to read, two to run.
+# **The one figure.** {numref}`fig-repairs`.
+#
+# {doc}`04_general_and_expert` ends on a striking result: without its expert, the network draws majorities as well as
+# before and fails on minorities. The paper reads its own such result (Table 4) as *the expert holds the minorities'
+# knowledge*. There is a second reading. The loss rewards $\theta^g$ for being **wrong** on minorities, and there are
+# many ways to be wrong, some of which need no knowledge at all. The two readings make different predictions, so we can
+# ask.
+
+# %% tags=["parameters"]
+dataset = "digits"
+imbalance_ratio = 50
+profile = "cpu"
+seed = 0  # of the released checkpoint
+per_class = 100  # generated images a class and measurement
+
+# %% tags=["remove-output"]
+import pandas as pd
+
+from callkit import data, notebook, probes, sampling, viz
+from callkit.capacity import expert_weights, merge
+from callkit.checkpoints import load_model
+from callkit.diffusion import NoiseSchedule
+
+words = dict(
+    dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile, seed=seed
+)
+notebook.check(**words, per_class=per_class)
+viz.style()
+model, config = load_model(notebook.released(**words, method="call"), "reserved")
+ddpm, _ = load_model(notebook.released(**words, method="ddpm"))
+real = data.load_long_tailed(dataset, imbalance_ratio)
+schedule, splits = NoiseSchedule(), data.splits(real.train.counts)
+
+# %% [markdown]
+# Everything below is about one training run (see the parameters). FIDs come from few images, so compare them with one
+# another and not with the tables.
+#
+# ## 1 · How much of the loss pushes?
+#
+# An average training image multiplies $D$ by $\omega_\text{Con} - \omega_\text{Div}$ of its class. Summed over the images
+# of each class, and divided by all images:
+
+# %% mystnb={"figure": {"caption": "Coefficient of the distance D in the allocation loss, by class, weighted by how often the class is drawn. Axis linear within ±0.01, logarithmic beyond.", "name": "fig-signed-mass"}, "image": {"alt": "Bars by class: the first five are positive, between more than 1 and a few hundredths; the last five are negative and at most a few hundredths deep.", "classes": "dark-light"}}
+mass = probes.signed_mass(real.train.counts)
+print(f"pull {mass[mass > 0].sum():.2f}, push {mass[mass < 0].sum():.3f}")
+viz.signed_mass(mass, splits)
+# %% [markdown]
+# The push is a small part of the loss, for minorities are rarely drawn. It wins where it acts because nothing else there
+# cares what $\theta^g$ says: the base loss sees only $\theta$.
+#
+# ## 2 · Where do the two predictions differ?
+#
+# $D$ by class and timestep, on the balanced set:
+
+# %% mystnb={"figure": {"caption": "Distance between the predictions of θ and θᵍ by class and timestep, balanced set, one noise per image.", "name": "fig-distance-map"}, "image": {"alt": "A map of ten classes by seven timesteps. Rows 0 to 4 are dark at 0.0001 and below; rows 5 to 9 are bright, from 0.04 to 0.5; along a row the colour hardly changes.", "classes": "dark-light"}}
+timesteps = [20, 100, 200, 400, 600, 800, 950]
+distance = probes.branch_distance(model, real.full, schedule, timesteps)
+viz.distance_map(distance, timesteps)
+# %% [markdown]
+# The classes separate as the weights ask. But look along a row: for the minorities $D$ is the same at every $t$. At
+# $t = 950$ the input is noise, there is next to nothing to know about an image, and a network that knows a digit and one
+# that does not should agree. These two do not. Whatever separates them has little to do with images.
+#
+# ## 3 · Turning the dial
+#
+# Between $\theta^g$ and $\theta$ lies $W^g + s\,BA$:
+
+# %% mystnb={"figure": {"caption": "FID by split against the scale of the expert, all from one noise.", "name": "fig-dial"}, "image": {"alt": "Three lines over the scale from 0 to 1, log axis: Many is flat, Medium falls by a factor of about three, Few by a factor of about twenty, most of it before 0.75.", "classes": "dark-light"}}
+scales = [0.0, 0.25, 0.5, 0.75, 1.0]
+points = list(probes.dial(model, real, scales, per_class))
+viz.dial_curves(scales, {s: [p.scores[s]["fid"] for p in points] for s in splits})
+# %% [markdown]
+# ## 4 · The shape of the expert
+#
+# Each decomposed matrix has its own $BA$ of a rank that we chose. Did training use it? The singular values:
+
+# %% mystnb={"figure": {"caption": "Singular values of BA for every decomposed matrix, by kind of layer.", "name": "fig-spectra"}, "image": {"alt": "A column of dots for each matrix. Two of the embedding projections have one value far above everything else, 1.6 and 0.8; almost all other dots of the figure lie below 0.3.", "classes": "dark-light"}}
+spectra = probes.spectra(model)
+kinds = {"embedding projections": "emb", "attention": "attention", "convolutions": ""}
+by_kind = {kind: {} for kind in kinds}
+for name, spectrum in spectra.items():
+    kind = next(k for k, word in kinds.items() if word in name)
+    by_kind[kind][name.removeprefix("up.")] = spectrum.expert
+viz.spectra(by_kind)
+# %% [markdown]
+# The largest directions are in the projections of the time-and-class embedding, and there it is *one* direction of the
+# rank that was reserved. A projection of the embedding adds the same vector to all pixels: it can tell classes apart,
+# and cannot draw.
+#
+# ## 5 · Repairing θᵍ
+#
+# Now the decisive comparison. We take $\theta^g$ and add
+#
+# * a **random** $BA$ of the same singular values: does any perturbation of that size do?
+# * only the **embedding projections** of the expert, each cut to rank **one**;
+# * no expert at all, but **one number per class**, the mean of $\epsilon_\theta - \epsilon_{\theta^g}$ over the pixels of
+#   the training images, added to every pixel of $\theta^g$'s prediction. Ten numbers, of which five are about zero.
+
+# %%
+offset = probes.offset(model, real.train, schedule)
+pd.DataFrame(
+    {
+        "number": offset.mean.numpy().round(3) + 0.0,  # no -0.0
+        "share of D that it explains": [f"{s:.0%}" for s in offset.share],
+    }
+).rename_axis("class").T
+
+# %% mystnb={"figure": {"caption": "FID by split of θᵍ, of θᵍ with four additions, and of θ; one noise for all.", "name": "fig-repairs"}, "image": {"alt": "Grouped bars, log axis. On Many all are equal. On Few the random expert leaves the FID of θᵍ unchanged, one number per class lowers it by more than half, and the rank-one embedding projections bring it close to that of θ.", "classes": "dark-light"}}
+general = merge(model, 0.0)
+repaired = {
+    "θᵍ": general,
+    "θᵍ + random BA": merge(probes.random_expert(model)),
+    "θᵍ + a number per class": probes.WithOffset(general, offset.mean),
+    "θᵍ + rank-one embeddings": merge(
+        probes.truncated_expert(model, rank=1, only="emb")
+    ),
+    "θ": merge(model),
+}
+fid = {}
+for name, network in repaired.items():
+    scores = probes.scores(network, real, per_class)
+    fid[name] = {s: (scores[s]["fid"], float("nan")) for s in ("many", "medium", "few")}
+viz.split_bars(fid)
+# %% mystnb={"figure": {"caption": "Class 9, three training images: samples from the same noises.", "name": "fig-repaired-samples"}, "image": {"alt": "Four rows of small images of the digit nine: those of θᵍ are washed out, those of the two repairs resemble those of θ.", "classes": "dark-light"}}
+labels = sampling.balanced_labels(model.num_classes, 1)[-1:].repeat(12)
+size = real.full.images.shape[-1]
+shown = {
+    n: sampling.sample(m, schedule, labels, size)
+    for n, m in repaired.items()
+    if "random" not in n
+}
+viz.image_rows(list(shown.values()), list(shown))
+# %% [markdown]
+# A random expert repairs nothing, so the directions matter. But one number for each class undoes a good part of what
+# separates $\theta^g$ from $\theta$ on Few, and one direction in each of a few small matrices nearly all of it. Neither can
+# hold what a 9 looks like. **In this run $\theta^g$ knows the minorities.** It adds a constant to the noise when it hears
+# their class, and the expert's main work is to take that constant away again.
+#
+# ## 6 · Is a minority easier to recognise?
+#
+# One more way to ask. If capacity for minorities were reserved in the expert, then the features of $\theta$ should tell
+# minorities from majorities better than those of $\theta^g$, or of a plain DDPM. We give the networks noised images
+# *without* their class, take the features that enter the last convolution, averaged over pixels, and let a logistic
+# regression decide "is it of Few?":
+
+# %% mystnb={"figure": {"caption": "How well a linear classifier tells the classes of Few from the rest, by features and timestep; five-fold cross-validation on the balanced set. Dotted: chance.", "name": "fig-probe"}, "image": {"alt": "Three falling lines from about 0.9 at t = 20 to chance beyond t = 500. θ and θᵍ lie on one another, DDPM slightly above.", "classes": "dark-light"}}
+probe_timesteps = [20, 100, 200, 300, 400, 600]
+networks = {"DDPM": ddpm, "CALL, θ": repaired["θ"], "CALL, θᵍ": general}
+auc = {
+    name: [
+        probes.minority_probe(
+            probes.hidden_features(network, real.full, schedule, t),
+            real.full.labels,
+            splits["few"],
+        )
+        for t in probe_timesteps
+    ]
+    for name, network in networks.items()
+}
+viz.probe_curves(probe_timesteps, auc)
+# %% [markdown]
+# They do not: without a class to hear, $\theta$ and $\theta^g$ have the same features, and DDPM's are no worse.
+#
+# ## What follows
+#
+# * *$\theta^g$ fails on minorities while $\theta$ does not* is what the loss asks for. It is not evidence that knowledge
+#   moved. The controls above are, and here they say that little did.
+# * That $\theta$ can still be better on Few than DDPM ({doc}`04_general_and_expert`) is a separate observation, and needs
+#   a separate explanation.
+# * All of this is about a small network on 8 × 8 images. Nothing here says what the experts of the paper's networks
+#   hold. To find out takes three of these probes and one checkpoint: {numref}`fig-distance-map`, {numref}`fig-spectra`
+#   and {numref}`fig-repairs`.
+#
+# ```{admonition} Pitfalls
+# :class: warning
+# * A distance says *that* two predictions differ. Split it into what a constant explains and the rest before you call it
+#   knowledge.
+# * A control must match the size of what it stands for: our random expert has the singular values of the trained one.
+# ```
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-cheapest-lie
+# Among all ways for $\theta^g$ to differ from $\theta$ by a given $D$ on class $c$ at every $t$, why is a constant a cheap
+# one for this network? Which layers can produce it?
+# ```
+#
+# ```{solution-start} ex-cheapest-lie
+# :class: dropdown
+# ```
+#
+# A constant needs no information about $\mathbf{x}_t$ or $t$, only the class, and the class enters through
+# `emb`, the projections of the embedding, which add a vector to all pixels alike. One direction in one of them that
+# answers to minority classes is enough; the layers behind it pass a constant on. And a matrix of rank one can undo it.
+
+# %%
+print([name for name in expert_weights(model) if name.endswith("emb")])
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-one-projection
+# Is a single projection of the embedding enough? Keep the rank-one part of only one of them and measure.
+# ```
+#
+# ```{solution-start} ex-one-projection
+# :class: dropdown
+# ```
+
+# %%
+strongest = max(spectra, key=lambda name: spectra[name].expert[0])
+one = merge(probes.truncated_expert(model, rank=1, only=strongest))
+few = probes.scores(one, real, per_class)["few"]["fid"]
+print(
+    f"only {strongest}: Few {few:.1f}; θᵍ {fid['θᵍ']['few'][0]:.1f}, θ {fid['θ']['few'][0]:.1f}"
+)
+
+# %% [markdown]
+# The strongest one alone does part of the work, as the constant does.
+#
+# ```{solution-end}
+# ```
+#
+# **Take-away.** On digits, capacity *is* allocated, and the expert *is* needed; but what it holds is mostly a switch.
+# **Next.** {doc}`09_rivals`: what others do for minorities.

@@ -1,0 +1,503 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (ch-ablations)=
+# # 11 · Ablations
+#
+# **Objective.** Change one thing of CALL at a time, $\lambda$, its two terms, rank, place, the network's widths, and say
+# what the change is worth, with an interval. **Prerequisites.** {doc}`04_general_and_expert`,
+# {doc}`07_a_floor_for_the_loss`. **Time.** 20 minutes to read, seconds to run. **The one figure.** {numref}`fig-ablations`.
+#
+# Everything here is computed from the records in `results/` when the page is built. How many seeds a row has is written
+# beside it. Where there is one, it is an anecdote, and the page says so.
+
+# %% tags=["parameters"]
+dataset = "digits"
+imbalance_ratio = 50
+profile = "cpu"
+
+# %% tags=["remove-output"]
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+
+from callkit import data, notebook, records, tables, viz
+from callkit.allocation import class_weights, saturate
+from callkit.statistics import mean_interval, paired, sign_flip_p
+
+words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
+notebook.check(**words)
+for method in ("ddpm", "call"):
+    notebook.need_record(**words, method=method, overrides={})
+viz.style()
+study = records.find_study(records.studies(records.load_records()), **words)
+splits = tables.splits(study)
+everywhere = (*splits, "overall")
+
+# %% [markdown]
+# ## What a difference is worth
+#
+# Before any ablation, the ruler. Let $F_s$ be the FID of a method with seed $s$ and $F'_s$ that of what it is compared
+# with. The training images are the same for all runs; a seed fixes the batches, every timestep and noise of training, and
+# the noise that sampling starts from, and both methods meet the same. So compare *within* a seed, then average:
+#
+# ```{math}
+# :label: eq-paired
+# d_s = \log \frac{F_s}{F'_s}, \qquad
+# \bar d \pm t_{n-1}\, \frac{\operatorname{sd}(d)}{\sqrt n}, \qquad
+# \frac{F}{F'} = e^{\bar d} \ \bigl[\, e^{\bar d - \dots},\ e^{\bar d + \dots} \bigr] ,
+# ```
+#
+# with $t_{n-1}$ the 97.5 % quantile of Student's distribution with $n - 1$ degrees of freedom: 4.30 for three seeds, 2.78
+# for five. It is the {term}`paired interval` of this book. In full, for CALL against DDPM on Few:
+
+# %%
+ddpm, call = study.select("ddpm"), study.select("call")
+
+
+def few(found):
+    return {r["run"]["seed"]: r["metrics"]["few"]["fid"] for r in found}
+
+
+seeds = sorted(few(call).keys() & few(ddpm).keys())
+d = np.log([few(call)[s] / few(ddpm)[s] for s in seeds])
+half = scipy.stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5
+by_hand = np.exp([d.mean(), d.mean() - half, d.mean() + half])
+
+ratio = paired(call, ddpm, "few", ratio=True)
+assert np.allclose(by_hand, [ratio.mean, ratio.low, ratio.high])
+print("seeds", ratio.seeds, "ratios", np.round(ratio.values, 3))
+print(
+    f"CALL / DDPM on Few: {ratio.words()}, p = {ratio.p:.3f} (t), {ratio.p_exact:.3f} (exact)"
+)
+
+# %% [markdown]
+# **Why pair?** A seed may be lucky or unlucky for both methods, and that part cancels. Standard deviation over seeds of
+# $\log F$, of each method and of the difference; where the last row is well below the one above it, pairing pays:
+
+# %%
+logs = {
+    s: {
+        m: np.log([r["metrics"][s]["fid"] for r in found if r["run"]["seed"] in seeds])
+        for m, found in (("DDPM", ddpm), ("CALL", call))
+    }
+    for s in everywhere
+}
+pd.DataFrame(
+    {
+        s.capitalize(): {
+            "DDPM": both["DDPM"].std(ddof=1),
+            "CALL": both["CALL"].std(ddof=1),
+            "difference, if they were independent": np.hypot(
+                *(v.std(ddof=1) for v in both.values())
+            ),
+            "difference, paired": (both["CALL"] - both["DDPM"]).std(ddof=1),
+        }
+        for s, both in logs.items()
+    }
+).round(3)
+
+# %% [markdown]
+# **Why logarithms?** FID is positive, and its scatter over seeds grows with its size. Over all variants with at least three
+# seeds, the rank correlation of mean and standard deviation on Few:
+
+# %%
+spread = [
+    records.mean_std(found, "metrics", "few", "fid")
+    for words in tables.variants(study)
+    if len(found := study.select(**words)) >= 3
+]
+correlation = scipy.stats.spearmanr(*zip(*spread, strict=True))[0]
+print(f"{correlation:+.2f} over {len(spread)} variants")
+
+# %% [markdown]
+# **What if it is not normal?** Three seeds cannot tell. A second test takes nothing for granted: if the method made no
+# difference, each $d_s$ could as well have had the other sign. Count the share of all $2^n$ sign patterns whose mean is as
+# far from zero. The price is that it can never be small for few seeds:
+
+# %%
+smallest = {n: sign_flip_p([1] * n) for n in (2, 3, 4, 5, 6, 8)}
+pd.DataFrame({"smallest p": smallest}).rename_axis("seeds").T.round(3)
+
+# %% [markdown]
+# Below six seeds it cannot reach 0.05 whatever the truth. So our rule uses the interval, and the exact p is printed beside
+# it as a warning:
+#
+# > We call A **better** than B if the 95 % interval of the paired ratio excludes 1, with **at least three seeds**.
+# > If every seed has the same sign and the interval does not exclude 1, we speak of a *direction*. With fewer
+# > seeds there is nothing to call.
+#
+# ## The variants
+#
+# One change at a time; everything else as in {doc}`04_general_and_expert`. Which values there are depends on which
+# records there are.
+
+# %% tags=["hide-input"]
+LABELS = {  # the settings of this chapter: what to call a value
+    "lam": lambda v: f"λ = {v:g}",
+    "consistency": {0.0: "no consistency"}.get,
+    "diversity": {0.0: "no diversity"}.get,
+    "rank": lambda v: f"rank {v:g}",
+    "where": {"up-conv3x3": "3 × 3 only", "all": "whole network"}.get,
+    "channel_mult": lambda v: f"widths {v}",
+    "precision": {"bf16": "bfloat16"}.get,
+}
+
+
+def label(overrides):
+    """None for what is not of this chapter."""
+    (setting, value), *more = overrides.items()
+    return None if more or setting not in LABELS else LABELS[setting](value)
+
+
+def order(overrides):
+    (setting, value), *_ = overrides.items()
+    return list(LABELS).index(setting), str(value)
+
+
+changed = [
+    w["overrides"]
+    for w in tables.variants(study)
+    if (w["method"], w["weights"], w["guidance_scale"]) == ("call", "theta", 1)
+    and w["overrides"]
+    and label(w["overrides"])
+]
+variants = {"default": {}} | {label(o): o for o in sorted(changed, key=order)}
+
+
+def against(method, overrides):
+    """FID ratio by split of CALL with `overrides` to `method`, in a network of the same widths."""
+    words = {"method": "call", "guidance_scale": 1, "overrides": overrides}
+    return tables.ratios(study, words, tables.plain(words, method))
+
+
+def figure(method, rows):
+    found = {label: against(method, overrides) for label, overrides in rows.items()}
+    return viz.interval_dots(
+        {
+            f"{label} (n = {len(r['few'].seeds)})": r
+            for label, r in found.items()
+            if r["few"].seeds
+        },
+        f"FID, as a multiple of {method.upper()}'s",
+    )
+
+
+for title, settings in {
+    "λ": ("lam",),
+    "terms": ("consistency", "diversity"),
+    "rank": ("rank",),
+    "place": ("where",),
+    "widths": ("channel_mult",),
+    "numbers": ("precision",),
+}.items():
+    found = [name for name, o in variants.items() if o and next(iter(o)) in settings]
+    print(f"{title:>7}: {', '.join(found) or 'no record yet'}")
+
+# %% mystnb={"figure": {"caption": "FID of θ over that of DDPM with the same seed, by split, on a logarithmic axis: a dot per seed, a bar for the 95 % interval of the mean; n seeds. Left of the dotted line CALL is better. From the records in results/, without guidance.", "name": "fig-ablations"}, "image": {"alt": "Three panels, Many, Medium and Few, a row per variant of CALL. Means scatter about the line of DDPM; on Few that of the default lies to the left of it. Intervals are widest where there are two seeds.", "classes": "dark-light"}}
+figure("ddpm", variants)
+# %% [markdown]
+# An ablation asks another question: not whether a variant beats DDPM, but whether the change matters. So compare with the
+# default CALL:
+
+# %% mystnb={"figure": {"caption": "The same runs over the default CALL with the same seed: right of the dotted line the change does harm.", "name": "fig-ablations-default"}, "image": {"alt": "Three panels, Many, Medium and Few, a row per variant of CALL against the default one. Means lie on both sides of the line.", "classes": "dark-light"}}
+figure(
+    "call", {name: o for name, o in variants.items() if o and "channel_mult" not in o}
+)
+
+# %% tags=["hide-input"]
+table, excluded = {}, []
+for name, overrides in variants.items():
+    if overrides and "channel_mult" not in overrides:
+        ratio = against("call", overrides)
+        overall = paired(
+            study.select("call", overrides), call, "overall", "fid", ratio=True
+        )
+        for split, r in ratio.items():
+            if len(r.seeds) >= 3 and not r.low < 1 < r.high:
+                excluded.append(
+                    f"{name}, {split.capitalize()}: {'better' if r.mean < 1 else 'worse'}, {r.words()}"
+                )
+        table[name] = {"seeds": len(overall.seeds)}
+        table[name] |= {s.capitalize(): r.words() for s, r in ratio.items()}
+        table[name] |= {"Overall": overall.words(), "exact p": f"{overall.p_exact:.2f}"}
+enough = sum(len(splits) for row in table.values() if row["seeds"] >= 3)
+print(
+    f"intervals from at least three seeds: {enough}; of these exclude 1: {len(excluded)} "
+    f"(if no change mattered, about {enough / 20:.1f} would by luck)"
+)
+for line in excluded:
+    print("  " + line)
+pd.DataFrame(table).T
+
+# %% [markdown]
+# Read it with the rule: a row of one seed has no interval, and one of two has an interval that is wide by right.
+#
+# ## λ
+#
+# ```{margin} In the paper
+# Figure 4: "CALL maintains a consistent advantage over OC across a wide range of $\lambda$ values, with its performance
+# peaking around $\lambda = 1.0$", on CIFAR-10 and CIFAR-100. The figure's values are not in the text.
+# ```
+#
+# What should $\lambda$ do? Suppose the base loss does not care how $\theta$ is split into $\theta^g$ and $\theta^e$, as in
+# the two-number model of {eq}`eq-two-numbers`. Then a class comes to rest where the slope of the allocation loss in $D$
+# vanishes,
+#
+# ```{math}
+# :label: eq-lambda-rest
+# \lambda\,\bigl(\omega_\text{Con} - \omega_\text{Div}\, \varphi_b'(D)\bigr) = 0
+# \quad\Longrightarrow\quad D^* = b \ln \frac{\omega_\text{Div}}{\omega_\text{Con}} \quad\text{for every } \lambda > 0 .
+# ```
+#
+# $\lambda$ cancels. It decides *when* the two predictions part, the rate of leaving the saddle being that of
+# {doc}`07_a_floor_for_the_loss` with $\lambda k$ for $k$, and not *how far*. At $\lambda = 0$ the argument is silent: $BA$ is then a
+# part of the weights like any other, and nothing pushes the two predictions apart or holds them together. The records have
+# $D$ during training:
+
+
+# %% tags=["hide-input"]
+def same_seeds(changes, weights="theta"):
+    """Records of CALL by change of settings, of the seeds that all of these have."""
+    found = [study.select("call", overrides, weights) for overrides in changes]
+    shared = records.shared_seeds(found)
+    return [[r for r in runs if r["run"]["seed"] in shared] for runs in found]
+
+
+rows = {}
+lambdas = {
+    0.0: {"lam": 0.0},
+    1.0: {},
+} | {o["lam"]: o for o in variants.values() if "lam" in o}
+lambdas = dict(sorted(lambdas.items()))
+for lam, found in zip(lambdas, same_seeds(lambdas.values()), strict=True):
+    if not found:
+        continue
+    curves = [r["training"]["curve"] for r in found]
+    tenth = [
+        next(
+            (
+                s
+                for s, d in zip(c["step"], c["distance_few"], strict=True)
+                if d > r["config"]["bound"] / 10
+            ),
+            None,
+        )
+        for c, r in zip(curves, found, strict=True)
+    ]
+    fid = {
+        s.capitalize(): "{:.2f} ± {:.2f}".format(
+            *records.mean_std(found, "metrics", s, "fid")
+        )
+        for s in ("few", "overall")
+    }
+    rows[f"{lam:g}"] = {"seeds": len(found)} | fid
+    rows[f"{lam:g}"] |= {
+        "D on Few passes b/10 by step": ", ".join(
+            f"{s:,}" if s else "never" for s in tenth
+        ),
+        "D on Few at the end": ", ".join(
+            f"{c['distance_few'][-1]:.2g}" for c in curves
+        ),
+    }
+if len(rows) == 1:
+    print("no record of another λ yet")
+pd.DataFrame(rows).rename_axis(columns="λ").T
+
+# %% [markdown]
+# Whether $\lambda = 1$ is the best of them is for {numref}`fig-ablations-default` to say, where rows "λ = …" are the
+# comparison with it. A peak needs both neighbours to be worse; {doc}`14_report` applies that rule.
+#
+# ## The two terms
+#
+# Each term has its job, and the records of $\theta^g$ show it more plainly than those of $\theta$:
+
+# %%
+rows = {}
+changes = {
+    "both": {},
+    "without consistency": {"consistency": 0.0},
+    "without diversity": {"diversity": 0.0},
+}
+for weights, symbol in (("theta", "θ"), ("theta_g", "θᵍ")):
+    for name, found in zip(changes, same_seeds(changes.values(), weights), strict=True):
+        if found:
+            rows[name, symbol] = {"seeds": len(found)} | {
+                s.capitalize(): records.mean_std(found, "metrics", s, "fid")[0]
+                for s in everywhere
+            }
+pd.DataFrame(rows).T.map("{:.4g}".format)
+
+# %% [markdown]
+# Consistency is what holds $\theta^g$ to the majorities: without it every class is pushed, and $\theta^g$ should draw
+# nothing well. Diversity is what makes the two part: without it they should stay one network. If the rows bear that
+# out, the terms do what they are for. Whether $\theta$, the network that is used, needs them is a separate question. The
+# paper's answer, from its Table 5 (CIFAR-100, base loss OC; not our measurement), beside ours (base loss DDPM), as the
+# overall FID over that of the whole CALL:
+
+# %%
+paper = {
+    tuple(r["overrides"]): r["mean"]
+    for r in records.paper_table(5)
+    if r["metric"] == "fid" and r["method"] == "oc-call"
+}
+rows = {}
+for term in ("consistency", "diversity"):
+    ratio = paired(study.select("call", {term: 0.0}), call, ratio=True)
+    rows[f"without {term}"] = {
+        "paper": f"{paper[(term,)] / paper[()]:.3f}",
+        "ours [95 %]": ratio.words(),
+        "seeds": len(ratio.seeds),
+    }
+pd.DataFrame(rows).T
+
+# %% [markdown]
+# ## Other data, and longer training
+#
+# Does a gain last when training goes on, and is it there on other data? Every study that has both DDPM and CALL, as the FID
+# of CALL over that of DDPM. Extractors differ between data sets, so compare rows of one data set only; a ratio below 1 is
+# CALL ahead. Fashion-MNIST, here at 8 × 8 as well, has 60 images of its rarest class where digits have 3.
+
+# %% tags=["hide-input"]
+rows = {}
+for other in records.studies(records.load_records()):
+    run = other.records[0]["run"]
+    pair = other.select("call"), other.select("ddpm")
+    by_split = {s: paired(*pair, s, ratio=True) for s in everywhere}
+    if seeds := len(by_split["overall"].seeds):
+        seen = run["images_seen"] / sum(run["class_counts"])
+        data_set = f"{run['dataset']}, IR {records.ratio_word(run['imbalance_ratio'])}"
+        rows[data_set, run["steps"]] = {"each image seen": f"{seen:,.0f} times"}
+        rows[data_set, run["steps"]] |= {"seeds": seeds}
+        rows[data_set, run["steps"]] |= {
+            s.capitalize(): r.words() for s, r in by_split.items()
+        }
+frame = pd.DataFrame(rows).T.sort_index()
+frame.index.names = ["data", "steps"]
+frame
+
+# %% [markdown]
+# ## Rank, place, widths, bound
+#
+# * **Rank and place.** Rows "rank …", "3 × 3 only" (convolutions) and "whole network" of the figures. How many parameters
+#   each takes, and what becomes of $\theta^g$, is in {doc}`07_a_floor_for_the_loss`. If $\theta$ and $\theta^g$ part in one
+#   or two directions of a few small matrices ({doc}`08_inside_the_expert`), one would expect rank to decide little.
+# * **Widths.** The paper varies the multipliers of its channels (Figure 5) and finds "clear advantages across different
+#   network configurations". Rows "widths …" compare with a DDPM *of the same widths*; if there is none, we have not run
+#   it.
+# * **The bound** has its own chapter, {doc}`07_a_floor_for_the_loss`, for without one there is nothing to ablate.
+# * **Numbers.** "bfloat16" has its matrix products in 16 bits, which a training step is faster for
+#   ({doc}`04_general_and_expert`). It is no part of the method, and should make no difference.
+#
+# ```{admonition} Pitfalls
+# :class: warning
+# * Two intervals that overlap do not show that two methods are level. The interval *of the difference* is the question.
+# * All seeds share one training set. The intervals cover the luck of training and sampling, not that of *which* few
+#   images of a rare class were kept.
+# * With many rows some intervals exclude 1 by luck: one in twenty, if nothing makes a difference. Look for rows that agree.
+# * An ablation of one seed invites a story. Each of these rows can have a story; that is the problem.
+# ```
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-how-many-seeds
+# With the scatter seen between seeds, how many seeds does it take before the half-width of the interval for CALL against
+# DDPM on Few is below 10 %? And on Many?
+# ```
+#
+# ```{solution-start} ex-how-many-seeds
+# :class: dropdown
+# ```
+#
+# The half-width is $t_{n-1} \operatorname{sd}(d) / \sqrt n$, and has to fall below $\log 1.1$:
+
+
+# %%
+def seeds_needed(sd, factor=1.1):
+    return next(
+        n
+        for n in range(2, 1000)
+        if scipy.stats.t.ppf(0.975, n - 1) * sd / n**0.5 < np.log(factor)
+    )
+
+
+for split in splits:
+    sd = np.std(np.log(paired(call, ddpm, split, ratio=True).values), ddof=1)
+    print(f"{split:>7}: sd of d is {sd:.3f}: {seeds_needed(sd)} seeds")
+
+# %% [markdown]
+# The standard deviation is itself an estimate from few seeds, so take these for orders of magnitude.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-lambda-cancels
+# Check {eq}`eq-lambda-rest` for the rarest class by minimising over a grid of $D$. What would a base loss that prefers
+# small $D$ change?
+# ```
+#
+# ```{solution-start} ex-lambda-cancels
+# :class: dropdown
+# ```
+#
+# With a base loss that grows like $\mu D$ the slope is $\mu + \lambda (\omega_\text{Con} - \omega_\text{Div} \varphi_b')$, and
+# the rest point moves out with $\lambda$:
+
+# %%
+counts = data.load_long_tailed(dataset, imbalance_ratio).train.counts
+con, div = (w[-1].item() for w in class_weights(counts))
+D = torch.linspace(0, 1.5, 15_001)
+allocation = con * D - div * saturate(D, 0.1)
+pd.DataFrame(
+    {
+        f"λ = {lam:g}": {
+            f"μ = {mu:g}": D[(mu * D + lam * allocation).argmin()].item()
+            for mu in (0.0, 0.1)
+        }
+        for lam in (0.5, 1.0, 1.5)
+    }
+).round(3)
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-coverage
+# Does an interval from three seeds hold what it promises? Draw three numbers from a normal distribution many times.
+# ```
+#
+# ```{solution-start} ex-coverage
+# :class: dropdown
+# ```
+
+# %%
+draws = np.random.default_rng(0).normal(size=(5000, 3))
+for kind, draw in (("normal", draws), ("log-normal", np.exp(draws) - np.exp(0.5))):
+    covered = [i.low <= 0 <= i.high for i in map(mean_interval, draw)]
+    print(f"{kind}: {np.mean(covered):.1%} of the intervals hold the mean")
+
+# %% [markdown]
+# For a normal distribution it does. For a skewed one it does not, and with three values one cannot see the skew: another
+# reason for logarithms, and for more seeds.
+#
+# ```{solution-end}
+# ```
+#
+# **Take-away.** Pair by seed, state the number of seeds, and let the interval decide: a change that no interval
+# supports is a direction at best.
+# **Next.** {doc}`12_your_own_data`: the method on a folder of photos.

@@ -1,0 +1,300 @@
+"""Train methods side by side for some minutes, and measure them on the way: `make train-slice MINUTES=10`.
+
+    python sweeps/train_slice.py --minutes 10 --dataset cifar10 --imbalance-ratio 100 --methods ddpm oc oc-call
+
+The methods take turns, one checkpoint interval of the profile at a time, so that none is ever more than one ahead: it
+is steps that they get equally many of, not seconds. At each such mark a method's averaged weights are left in bfloat16,
+sampled and measured: FID by split, of theta and with CALL of theta_g, one line in `marks.jsonl` of the run folder. Call
+it again and all goes on from where it stopped. Run folders are those of `callkit train`, which can take one over.
+
+The minutes hold for everything. An evaluation that would take longer than what is left is put off to the next call,
+which begins with it, and one that does take longer is broken off and goes on there. Only the evaluation that a call
+begins with, and the features of the real images, kept in a file if these are many, may outlast the minutes: or nothing
+would ever be finished.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import torch
+
+from callkit import __main__ as cli
+from callkit import checkpoints, config, data, evaluation, live, metrics, records, sampling, training, viz
+
+SPEED = json.loads((Path(__file__).parents[1] / "benchmarks/speed.json").read_text())["milliseconds"]
+MARKS, WEIGHTS = "marks.jsonl", "weights-bf16.safetensors"
+MARGIN = 1.2  # on the estimate of an evaluation
+
+
+class OutOfTime(Exception):
+    """Raised within `time_limit`."""
+
+
+@contextmanager
+def time_limit(seconds: float | None):
+    """OutOfTime in the block once that long has gone by (None: no limit; nor is there one on Windows)."""
+
+    def over(*_):
+        raise OutOfTime
+
+    if seconds is None or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read_marks(run: Path) -> list[dict]:
+    """The lines of a run's marks.jsonl; one that was cut off is dropped, and done again."""
+    path = run / MARKS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Slice:
+    """What is to be compared, how far it is, and the clock."""
+
+    def __init__(self, runs: dict[Path, config.TrainConfig], minutes: float, images: int, device: str, data_root: Path):
+        self.runs, self.minutes, self.images = runs, minutes, images
+        self.device, self.data_root = device, data_root
+        self.began = time.monotonic()
+        c = next(iter(runs.values()))
+        if c.checkpoint_every % c.log_every:
+            raise ValueError(
+                f"checkpoint_every must be a multiple of log_every, {c.log_every}, got {c.checkpoint_every}"
+            )
+        self.every, self.steps = c.checkpoint_every, c.steps
+        self.sampler_steps = config.SAMPLING[c.profile]["steps"]
+        self.extractor = metrics.default_extractor(c.dataset, "gpu")  # also for `paper`: no download
+        metrics.check_extractor(self.extractor)
+        self.real = data.load_long_tailed(c.dataset, c.imbalance_ratio, data_root, c.image_size, c.held_out)
+        self.load_seconds = time.monotonic() - self.began  # training loads the images again, every time
+        if images < 2 * self.real.full.num_classes:
+            raise ValueError(f"images must be at least two a class, {2 * self.real.full.num_classes}; got {images}")
+
+    def left(self) -> float:
+        """Seconds."""
+        return 60 * self.minutes - (time.monotonic() - self.began)
+
+    def say(self, text: str) -> None:
+        minutes, seconds = divmod(round(time.monotonic() - self.began), 60)
+        print(f"[{minutes}:{seconds:02} of {self.minutes:g} min] {text}", flush=True)
+
+    def describe_real(self) -> None:
+        """The reference: mean and covariance of all real images and of each split's."""
+        full, groups = self.real.full, data.splits(self.real.train.counts)
+        self.groups = {"overall": list(range(full.num_classes)), **groups}
+        cache = self.data_root / data.CACHE
+        self.say(f"{self.extractor} features of {len(full):,} real images")
+        described = metrics.describe_real(full, self.extractor, cache, self.device, progress=True)
+        self.reference = {
+            k: metrics.statistics(described.features[_of(full.labels, c)]) for k, c in self.groups.items()
+        }
+
+    def lacking(self, run: Path) -> list[str]:
+        """Weights of the run that have to be evaluated before it may train on."""
+        step = checkpoints.steps_done(run)
+        if step == 0 or (step % self.every and step != self.steps):
+            return []
+        have = {m["weights"] for m in read_marks(run) if (m["step"], m["images"]) == (step, self.images)}
+        return [w for w in checkpoints.available_weights(run / checkpoints.CHECKPOINT) if w not in have]
+
+    def seconds_per_step(self, run: Path) -> float | None:
+        found = checkpoints.load_newest(run, tensors=False)
+        return found[1]["seconds"] / found[1]["step"] if found else None
+
+    def estimate(self, run: Path) -> float | None:
+        """Seconds that an evaluation will take: as the last one did, before that by the ratio of a sampler's step to a
+        training step in benchmarks/speed.json. None before any training."""
+        for other in (run, *self.runs):
+            seconds = [m["seconds"]["evaluation"] for m in read_marks(other) if m["images"] == self.images]
+            if whole := [s for s in seconds if s is not None]:
+                return MARGIN * whole[-1]
+        if (step := self.seconds_per_step(run)) is None:
+            return None
+        ratio = SPEED["sample, plain"] / SPEED["step, DDPM"]
+        return MARGIN * self.images / self.runs[run].batch_size * self.sampler_steps * ratio * step
+
+    def train(self, run: Path) -> None:
+        """To the next mark, or until the time is over."""
+        c, done = self.runs[run], checkpoints.steps_done(run)
+        mark = min(done // self.every * self.every + self.every, c.steps)
+        self.say(f"{c.method}: training, step {done:,} to {mark:,} of {c.steps:,}")
+        steps = training.train(c, run, self.device, (self.left() - self.load_seconds) / 60, self.data_root)
+        with closing(steps), closing(live.follow(steps, c, run)) as shown:
+            for record in shown:
+                if record.step == mark:  # its checkpoint is written
+                    break
+
+    def evaluate(self, run: Path, weights: str) -> None:
+        c, began = self.runs[run], time.monotonic()
+        checkpoint, metadata = run / WEIGHTS, checkpoints.load_newest(run, tensors=False)[1]
+        self.say(f"{c.method}: evaluating {weights} at step {metadata['step']:,}")
+        checkpoints.save_released(run / checkpoints.CHECKPOINT, checkpoint, torch.bfloat16)
+        model, _ = checkpoints.load_model(checkpoint, weights, self.device)
+        labels = sampling.balanced_labels(model.num_classes, self.images // model.num_classes)
+        seed = evaluation.SAMPLE_SEED_OFFSET + c.seed  # the same noise for all
+        parts = run / f".mark-{metadata['step']}-{weights}-{self.images}"
+        broken_off, size = parts.exists(), self.real.full.images.shape[-1]
+        options = (size, seed, self.sampler_steps, config.GUIDANCE_SCALE, self.extractor, parts)
+        features = evaluation.describe_samples(model, labels, *options, progress=True).features
+        fid = {
+            k: metrics.frechet(metrics.statistics(features[_of(labels, classes)]), self.reference[k])
+            for k, classes in self.groups.items()
+        }
+        line = {
+            "step": metadata["step"],
+            "weights": weights,
+            "fid": fid,
+            "run": c.words() | {"overrides": c.overrides(), "class_counts": metadata["counts"]},
+            "equal": "training steps of all methods",
+            "compared": [other.method for other in self.runs.values()],
+            "images": self.images,
+            "sampling": {"sampler": "ddim", "steps": self.sampler_steps, "seed": seed, "weights": "ema, bfloat16"},
+            "guidance_scale": config.GUIDANCE_SCALE,
+            "extractor": self.extractor,
+            "extractor_sha256": metrics.extractor_hash(self.extractor),
+            "real_images": len(self.real.full),
+            "seconds": {
+                "training": round(metadata["seconds"], 1),
+                "evaluation": None if broken_off else round(time.monotonic() - began, 1),
+            },
+            "provenance": records.provenance(torch.device(self.device)),
+        }
+        with (run / MARKS).open("a") as f:
+            f.write(json.dumps(line) + "\n")
+        shutil.rmtree(parts)
+
+    def going(self) -> list[Path]:
+        """The runs that did not diverge."""
+        return [run for run in self.runs if not (run / checkpoints.DIVERGED).exists()]
+
+    def go_on(self) -> None:
+        """Do what is due until the time is over, or all is done."""
+        begun = False
+        while going := self.going():
+            steps = {run: checkpoints.steps_done(run) for run in going}
+            due = [(run, lacking[0]) for run in going if (lacking := self.lacking(run))]
+            if due:
+                run, weights = due[0]
+                needed = self.estimate(run)
+                if begun and needed > self.left():
+                    self.say(f"an evaluation takes about {needed:.0f} s: the next call begins with it")
+                    return
+                try:
+                    with time_limit(self.left() if begun else None):
+                        self.evaluate(run, weights)
+                except OutOfTime:
+                    self.say("the evaluation took longer than the last: the next call goes on with it")
+                    return
+            else:
+                run = min(going, key=steps.get)
+                if steps[run] == self.steps or self.left() <= self.load_seconds:
+                    return
+                try:
+                    self.train(run)
+                except checkpoints.TrainingError as error:
+                    if not (run / checkpoints.DIVERGED).exists():
+                        raise
+                    self.say(f"{self.runs[run].method} is out: {error}")
+            begun = True
+
+    def standing(self) -> str:
+        """How far each method is, the scores at the last mark that all have, and what the next one will take."""
+        lines, rest = [], 0.0
+        steps, going = {run: checkpoints.steps_done(run) for run in self.runs}, self.going()
+        least = min((steps[run] for run in going), default=self.steps)
+        next_mark = min(least // self.every * self.every + self.every, self.steps)
+        for run, c in self.runs.items():
+            speed = self.seconds_per_step(run)
+            words = f"{steps[run]:,} of {c.steps:,} steps" + (f", {1000 * speed:.0f} ms each" if speed else "")
+            lines.append(f"  {c.method}: {words}{'' if run in going else ', diverged'}; {run}")
+            if run in going:
+                rest += max(0, next_mark - steps[run]) * (speed or 0) + (1 + c.call) * (self.estimate(run) or 0)
+        marks = {run: [m for m in read_marks(run) if m["images"] == self.images] for run in self.runs}
+        common = set.intersection(*({m["step"] for m in found} for found in marks.values()))
+        if common:
+            mark = max(common)
+            lines += [
+                f"FID by {self.extractor} at step {mark:,}, {self.images:,} images",
+                "| method | weights | " + " | ".join(self.groups) + " |",
+                "|---|---|" + "---:|" * len(self.groups),
+            ]
+            for found in marks.values():
+                for m in found:
+                    if m["step"] == mark:
+                        scores = " | ".join(f"{m['fid'][k]:.1f}" for k in self.groups)
+                        lines.append(f"| {m['run']['method']} | {m['weights']} | {scores} |")
+        if least < self.steps and all(steps.values()):
+            lines.append(f"the mark at {next_mark:,} steps, for all: about {rest / 60:.1f} minutes more")
+        return "\n".join(lines)
+
+    def draw(self, path: Path) -> None:
+        """FID against steps, a line for each method and set of weights."""
+        lines: dict[str, list[dict]] = {}
+        for run, c in self.runs.items():
+            for m in read_marks(run):
+                if m["images"] == self.images:
+                    name = c.method if m["weights"] == "theta" else f"{c.method}, θᵍ"
+                    lines.setdefault(name, []).append(m)
+        if lines:
+            viz.style()
+            viz.mark_curves(lines, list(self.groups)).savefig(path, dpi=150)
+            print(f"curves: {path}")
+
+
+def _of(labels: torch.Tensor, classes: list[int]) -> torch.Tensor:
+    return torch.isin(labels, torch.tensor(classes))
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--minutes", type=float, default=10)
+    p.add_argument("--dataset", default="cifar10")
+    p.add_argument("--imbalance-ratio", type=cli.imbalance_ratio, default=100)
+    p.add_argument("--methods", nargs="+", default=["ddpm", "oc", "oc-call"])
+    p.add_argument("--profile", default="gpu")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting, for all methods")
+    p.add_argument("--images", type=int, default=2_000, help="generated at each mark, equally many of each class")
+    p.add_argument("--root", type=Path, default=Path("runs"), help="where run folders are")
+    p.add_argument("--data-root", type=Path, default=Path("data"))
+    cli.add_device(p)
+    a = p.parse_args(argv)
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    try:
+        words, overrides = (a.dataset, a.imbalance_ratio), cli.settings(a.set)
+        configs = [config.make_config(*words, m, a.profile, a.seed, **overrides) for m in dict.fromkeys(a.methods)]
+        runs = {records.run_folder(c, a.root): c for c in configs}
+        work = Slice(runs, a.minutes, a.images, a.device, a.data_root)
+        work.describe_real()
+        stopped = False
+        try:
+            work.go_on()
+        except KeyboardInterrupt:
+            stopped = True
+        work.say("stopped; call it again to go on" if stopped else "done for now")
+        print(work.standing())
+        work.draw(a.root / records.data_word(*words) / f"slice-{a.profile}-seed{a.seed}.png")
+    except (ValueError, OSError, checkpoints.TrainingError) as error:
+        sys.exit(f"error: {error}")
+    if stopped:
+        sys.exit(cli.STOPPED)
+
+
+if __name__ == "__main__":
+    main()

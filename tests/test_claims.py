@@ -1,0 +1,171 @@
+"""The rule that turns records into verdicts, and that the claims are what the grids run."""
+
+import copy
+import json
+import sys
+from glob import glob
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callkit import claims, data, records
+from callkit.claims import VERDICTS, Part, runs, verdict, whole
+from callkit.config import make_config
+from callkit.statistics import Paired
+
+sys.path += [str(records.REPOSITORY / folder) for folder in ("sweeps", "benchmarks")]
+import evidence as evidence_of
+import grid
+
+RECORDS = records.load_records()
+STUDIES = records.studies(RECORDS, records.load_records(diverged=True))
+
+
+def ratio(*values, low=float("nan"), high=float("nan")) -> Paired:
+    return Paired(list(range(len(values))), list(values), float("nan"), low, high, float("nan"), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "said"),
+    [
+        (ratio(0.8, 0.8, 0.9, low=0.7, high=0.95), "lower", "supported"),
+        (ratio(0.8, 0.8, 0.9, low=0.7, high=0.95), "higher", "reversed"),
+        (ratio(0.5, 0.8, 0.9, low=0.4, high=1.3), "lower", "direction only"),
+        (ratio(0.8, 0.9, low=0.7, high=0.95), "lower", "direction only"),  # two seeds are too few
+        (ratio(0.8), "lower", "direction only"),
+        (ratio(0.8), "higher", "not supported"),
+        (ratio(0.5, 0.8, 1.1, low=0.4, high=1.3), "lower", "not supported"),
+        (ratio(), "lower", "not tested"),
+        (ratio(1.01, 0.99, 1.0, low=0.95, high=1.05), "equal", "supported"),
+        (ratio(1.01, 0.99, 1.0, low=0.85, high=1.15), "equal", "direction only"),
+        (ratio(1.01, 0.99, 1.2, low=0.7, high=1.3), "equal", "not supported"),
+        (ratio(1.5, 1.4, 1.6, low=1.3, high=1.7), "equal", "reversed"),
+        (ratio(0.8, 0.8, 0.9, low=0.7, high=0.95), "no higher", "supported"),
+        (ratio(0.8, 0.8, 1.0, low=0.7, high=1.2), "no higher", "direction only"),
+    ],
+)
+def test_verdict(found, expected, said):
+    assert verdict(found, expected) == said
+
+
+@given(st.lists(st.sampled_from(VERDICTS), min_size=1))
+def test_a_claim_is_as_good_as_its_worst_part(verdicts):
+    said = whole(verdicts)
+    tested = set(verdicts) - {"not tested"}
+    assert (said == "supported") == (set(verdicts) == {"supported"})
+    assert (said == "supported in part") == (set(verdicts) == {"supported", "not tested"})
+    assert (said == "reversed") == (tested == {"reversed"})
+    assert (said == "not tested") == (not tested)
+    assert (said == "direction only") == ("direction only" in tested and tested <= {"supported", "direction only"})
+
+
+def test_a_part_reads_the_records_it_names():
+    (study,) = (s for s in STUDIES if s.name == "digits-ir50-cpu")
+    part = Part(runs("call", "theta_g"), "higher", runs("call"), "few")
+    assert part.words() == "call θᵍ > call, Few"
+    assert (
+        Part(runs("oc", scale=2.5), "no higher", runs("call", scale=2.5, lam=0.5)).words()
+        == "oc ≲ call, lam=0.5, at 2.5"
+    )
+    assert Part(runs("call", rank=0.2), "lower", runs("ddpm", rank=0.2)).words() == "call < ddpm, rank=0.2"
+    ours, baseline = claims.files(part, study).split()
+    seeds = part.ratio(study).seeds
+    for pattern, weights in ((ours, "theta_g"), (baseline, "theta")):
+        braces = "{" + ",".join(map(str, seeds)) + "}"
+        assert pattern == f"digits-ir50-call-cpu-seed{braces}-{weights}.json"
+        found = glob(str(records.results_folder() / pattern.replace(braces, "?")))
+        assert {records.read_record(f)["run"]["seed"] for f in found} >= set(seeds)
+
+
+def test_a_verdict_follows_the_records():
+    """The same claim with Few of theta^g made as good as theta's: no longer supported."""
+    (claim,) = (c for c in claims.CLAIMS if c.name == "split-pattern")
+    (study,) = (s for s in STUDIES if s.name == "digits-ir50-cpu")
+    assert claims.rows(claim, study)[-1]["verdict"] == "supported"
+    changed = copy.deepcopy(study.records)
+    for r in changed:
+        if r["run"]["weights"] == "theta_g":
+            r["metrics"]["few"]["fid"] = 30.0
+    changed = records.Study(study.name, changed, [])
+    assert claims.rows(claim, changed)[-1]["verdict"] in ("not supported", "direction only")
+
+
+def test_the_papers_ratio_stands_beside_ours():
+    assert claims.in_paper(Part(runs("call"), "lower", runs("ddpm"))) == f"{9.281 / 10.163:.2f}"  # Table 5
+    assert (
+        claims.in_paper(Part(runs("call"), "lower", runs("ddpm"), "few")) == f"{18.729 / 22.188:.2f}"
+    )  # Table 4, on OC
+    ends = 22.776 / 27.083, 7.193 / 8.007  # over Tables 1 to 3: the smallest is CIFAR-10's
+    found = claims.in_paper(Part(runs("oc-call"), "lower", runs("ddpm"))).split(" to ")
+    assert found == [f"{7.372 / 10.216:.2f}", f"{ends[1]:.2f}"] and float(found[0]) < ends[0] < ends[1]
+    without = claims.in_paper(Part(runs("call", diversity=0.0), "higher", runs("call")))
+    assert without == f"{8.073 / 7.519:.2f}"
+    assert claims.in_paper(Part(runs("call", lam=0.5), "higher", runs("call"))) == ""
+
+
+def test_claims_about_networks_follow_their_measurements(monkeypatch, tmp_path):
+    rows = {row["source"]: row for row in claims.measured()}
+    assert all(row["verdict"] in VERDICTS for row in rows.values())
+    folder = records.REPOSITORY / "benchmarks"
+    found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("evidence", "speed", "speed-paper")}
+    for ways in found["evidence"]["pruning"].values():
+        for by in ways.values():
+            by["correlation"] = 0.9
+    found["evidence"]["repairs"]["theta_g + a number per class"]["few"] = 1.0
+    found["speed-paper"]["ratios"]["sample, merged"] = 1.2
+    (tmp_path / "benchmarks").mkdir()
+    for name, value in found.items():
+        (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(value))
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    verdicts = [row["verdict"] for row in claims.measured()]
+    assert verdicts == ["direction only", "not supported", "not supported"]
+
+
+def test_a_measurement_can_be_made_again():
+    evidence = json.loads((records.REPOSITORY / "benchmarks" / "evidence.json").read_text())
+    real = data.load_long_tailed("digits", 50)
+    made = evidence_of.pruned(real.train, "layer", evidence["draws"])
+    assert made["correlation"] == pytest.approx(
+        evidence["pruning"]["training images"]["layer"]["correlation"], abs=0.05
+    )
+    for split, scores in evidence_of.copies(real).items():
+        assert scores["fid"] == pytest.approx(evidence["copies"][split]["fid"], rel=0.01), split
+
+
+def test_studies_keep_apart_what_cannot_be_compared():
+    small = copy.deepcopy(RECORDS[:1])
+    small[0]["run"]["overrides"] = {"image_size": 8, "lam": 0.5}
+    other = copy.deepcopy(RECORDS[:1])
+    other[0]["evaluation"]["extractor"] = "lite0"
+    found = {s.name: s for s in records.studies(RECORDS[:3] + small + other)}
+    base = records.studies(RECORDS[:1])[0].name
+    assert set(found) == {f"{base}-{RECORDS[0]['evaluation']['extractor']}", f"{base}-lite0", f"{base}-image_size=8"}
+    method = small[0]["run"]["method"]
+    words = dict(weights=small[0]["run"]["weights"], guidance_scale=small[0]["run"]["guidance_scale"])
+    assert found[f"{base}-image_size=8"].select(method, {"lam": 0.5}, **words) == small
+    digits = records.find_study(STUDIES, "digits", 50, "cpu")
+    assert digits.name == "digits-ir50-cpu" and {r["run"]["dataset"] for r in digits.records} == {"digits"}
+    with pytest.raises(ValueError, match=r"no records of cifar10-irnatural-paper; there are .*digits-ir50-cpu"):
+        records.find_study(STUDIES, "cifar10", None, "paper")
+
+
+def test_the_grids_hold_every_run_of_every_claim():
+    have = []
+    for name in ("digits-study", "digits-guided"):
+        found = grid.load(name)
+        have += [(c, scale) for c in found.runs.values() for scale in found.guidance_scales]
+    for claim in claims.CLAIMS:
+        for part in claim.parts:
+            for side in (part.ours, part.baseline):
+                overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in side["overrides"].items()}
+                wanted = make_config("digits", 50, side["method"], "cpu", 0, **overrides)
+                assert (wanted, side["guidance_scale"]) in have, (claim.name, side)
+
+
+def test_means_are_compared_over_the_seeds_that_all_have():
+    def of(*seeds):
+        return [{"run": {"seed": s}} for s in seeds]
+
+    assert records.shared_seeds([of(0, 1, 2, 3), of(4, 2, 1, 0), of(7)]) == {0, 1, 2}
+    assert records.shared_seeds([of(0, 1), of(1)]) == {0, 1} and records.shared_seeds([of(), []]) == set()

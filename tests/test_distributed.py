@@ -1,0 +1,105 @@
+"""Two processes equal one: gradients, weights, logs, samples."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from callkit import checkpoints, records
+from callkit.checkpoints import CHECKPOINT, LOG
+from callkit.config import make_config
+from callkit.training import train
+
+ROOT = Path(__file__).parents[1]
+
+
+def together(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
+    """`python *arguments` in several processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    outputs = [p.communicate(timeout=300)[0] for p in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+# OC and focal look at the whole batch, CBDM predicts three times, the subset and ADA draw more
+VARIANTS = {
+    "call": [],
+    "cbdm-call": ["dropout=0.3"],
+    "oc-call": ["branch_share=1.0", "where=all"],
+    "focal": [],
+    "ada": [],
+}
+
+
+@pytest.mark.parametrize("method", VARIANTS)
+def test_two_processes_take_the_steps_of_one(method, tmp_path):
+    """Adam divides the gradient by its own size, so compare what is linear in it: the first moment."""
+    settings = ["steps=2", "warmup=0", "log_every=1", "grad_clip=1000.0", *VARIANTS[method]]
+    command = ["-m", "callkit", "train", "--profile", "smoke", "--method", method, "--device", "cpu", "--threads", "1"]
+    first, _ = together(*command, "--run", str(tmp_path / "two"), "--set", *settings)
+    assert "checkpoint:" in first
+    overrides = dict(pair.split("=") for pair in settings)
+    overrides = {k: v if k == "where" else float(v) if "." in v else int(v) for k, v in overrides.items()}
+    list(train(make_config(profile="smoke", method=method, **overrides), tmp_path / "one"))
+    (one, about), (two, _) = (checkpoints.load_checkpoint(tmp_path / run / CHECKPOINT) for run in ("one", "two"))
+    for name, tensor in one.items():
+        if name.startswith("exp_avg."):
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-6, msg=name)
+    logs = [checkpoints.read_log(tmp_path / run / LOG) for run in ("one", "two")]
+    for a, b in zip(*logs, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-4)
+        assert b.base_loss_by_class == pytest.approx(a.base_loss_by_class, rel=1e-3, nan_ok=True)
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
+    assert about["provenance"]["processes"] == 1
+
+
+def test_training_goes_on_with_another_number_of_processes_and_the_evaluation_is_shared(tmp_path):
+    run, options = tmp_path / "run", ["--device", "cpu", "--threads", "1"]
+    command = ["-m", "callkit", "train", "--profile", "smoke", "--run", str(run), *options, "--set", "steps=10"]
+    together(*command, "branch_share=0.5", "--minutes", "0")
+    assert checkpoints.steps_done(run) == 1
+    list(train(make_config(profile="smoke", steps=10, branch_share=0.5), run))
+    assert checkpoints.steps_done(run) == 10
+    evaluate = ["evaluate", str(run), "--weights", "theta", *options]
+    # batches of 30 images, so that both processes have some
+    small = "import sys; from callkit import evaluation, __main__; evaluation.BATCH = 30; __main__.main(sys.argv[1:])"
+    first, second = together("-c", small, *evaluate, "--results", str(tmp_path / "two"))
+    assert "records:" in first and "records:" not in second
+    one = subprocess.run(
+        [sys.executable, "-c", small, *evaluate, "--results", str(tmp_path / "one")], cwd=ROOT, capture_output=True
+    )
+    assert one.returncode == 0, one.stderr
+    a, b = (records.read_record(next((tmp_path / n).glob("*.json"))) for n in ("one", "two"))
+    assert a["metrics"].keys() == b["metrics"].keys() and a["sampling"]["seed"] == b["sampling"]["seed"]
+    for split, scores in a["metrics"].items():  # the last digits depend on the number of rows in a matrix product
+        assert scores == pytest.approx(b["metrics"][split], rel=1e-5, nan_ok=True), split
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("callkit.distributed.world_size", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes, 3, got 16"):
+        next(train(make_config(profile="smoke"), tmp_path))

@@ -1,0 +1,187 @@
+"""A run survives what happens to runs: kills at any moment, damaged files, full disks, a second process.
+
+As a script, `python tests/test_safety.py [KILLS]` kills and resumes one run that often, and compares it with another
+that was left alone.
+"""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+
+from callkit import checkpoints
+from callkit.checkpoints import (
+    CHECKPOINT,
+    LOG,
+    PREVIOUS,
+    TrainingError,
+    load_checkpoint,
+    load_newest,
+    read_log,
+    save_checkpoint,
+)
+from callkit.config import make_config
+from callkit.training import train
+
+ROOT = Path(__file__).parents[1]
+STEPS, EVERY = 120, 3
+
+
+def settings(**options):
+    return make_config(profile="smoke", **dict(steps=STEPS, checkpoint_every=EVERY, log_every=2) | options)
+
+
+def start(run: Path, **popen) -> subprocess.Popen:
+    command = [sys.executable, "-m", "callkit", "train", "--profile", "smoke", "--run", str(run), "--device", "cpu"]
+    command += ["--threads", "1", "--set", f"steps={STEPS}", f"checkpoint_every={EVERY}", "log_every=2"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
+
+
+def kill_and_resume(kills: int, run: Path, seed: int = 0) -> int:
+    """Kill -9 a run `kills` times, each a random moment after it has got further; let it end. Steps done twice."""
+    moments, twice = random.Random(seed), 0
+    for _ in range(kills):
+        process, before = start(run), checkpoints.steps_done(run)
+        while process.poll() is None and checkpoints.steps_done(run) < before + EVERY:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.1))
+        logged = max([r.step for r in read_log(run / LOG)], default=0)
+        process.kill()
+        process.communicate()
+        twice += max(0, logged - checkpoints.steps_done(run))
+        assert (
+            logged - checkpoints.steps_done(run) < EVERY + 2
+        )  # the interval, and what was logged while it was written
+    process = start(run)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return twice
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    one, other = load_checkpoint(a / CHECKPOINT)[0], load_checkpoint(b / CHECKPOINT)[0]
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+    logs = [[repr(r.__dict__ | {"seconds": 0}) for r in read_log(run / LOG)] for run in (a, b)]
+    assert logs[0] == logs[1] and len(logs[0]) == STEPS // 2
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole")
+    list(train(settings(), run))
+    return run
+
+
+def test_a_run_that_is_killed_ends_like_one_that_is_not(whole, tmp_path):
+    kill_and_resume(3, tmp_path)
+    assert_same_run(whole, tmp_path)
+    assert not list(tmp_path.glob(".*")), "no half-written file is left"
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, damage):
+    for record in train(settings(), tmp_path):
+        if record.step == 50:
+            break
+    assert checkpoints.steps_done(tmp_path) == 48
+    (tmp_path / CHECKPOINT).write_bytes(damage((tmp_path / CHECKPOINT).read_bytes()))
+    with pytest.warns(UserWarning, match=r"damaged or was not written by callkit.*going back to checkpoint\.previous"):
+        assert checkpoints.steps_done(tmp_path) == 45
+    with pytest.warns(UserWarning, match="going back to"):
+        list(train(settings(), tmp_path))
+    assert_same_run(whole, tmp_path)
+
+
+def test_between_the_two_renames_there_is_always_one_checkpoint(tmp_path):
+    for record in train(settings(), tmp_path):
+        if record.step == 10:
+            break
+    (tmp_path / CHECKPOINT).unlink()  # killed after the old file got its new name
+    assert load_newest(tmp_path)[1]["step"] == 6
+    (tmp_path / PREVIOUS).unlink()
+    assert load_newest(tmp_path) is None
+
+
+def test_one_who_looks_while_a_checkpoint_is_written_finds_one(whole, tmp_path):
+    tensors, metadata = load_checkpoint(whole / CHECKPOINT)
+
+    def write():
+        for step in range(60):
+            save_checkpoint(tmp_path / CHECKPOINT, tensors, metadata | {"step": step}, tmp_path / PREVIOUS)
+
+    writer = Thread(target=write, daemon=True)
+    writer.start()
+    seen = []
+    while writer.is_alive():
+        seen.append(checkpoints.steps_done(tmp_path))
+    assert seen == sorted(seen) and seen[-1] > 40
+    writer.join()
+
+
+def test_two_processes_cannot_train_one_run(whole, tmp_path):
+    first = train(settings(), tmp_path)
+    next(first)
+    second = start(tmp_path)
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode == 1
+    assert f"error: {tmp_path} is in use by process {os.getpid()} on " in output and "Traceback" not in output
+    with pytest.raises(TrainingError, match=f"in use by process {os.getpid()} on "):
+        next(train(settings(), tmp_path))
+    list(first)  # unharmed
+    assert_same_run(whole, tmp_path)
+    assert list(train(settings(), tmp_path)) == [], "free again"
+
+
+def test_a_full_disk_loses_nothing(whole, tmp_path):
+    """A limit on the size of files stands in for the disk: the log still fits, a checkpoint does not any more."""
+    for record in train(settings(), tmp_path):
+        if record.step == 10:
+            break
+    kept = {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")}
+
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    process = start(tmp_path, preexec_fn=small_files)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert f"error: cannot write {tmp_path / CHECKPOINT}" in output and "Traceback" not in output
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.safetensors")} == kept
+    assert not list(tmp_path.glob(".*"))
+    list(train(settings(), tmp_path))
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_stops_the_command_with_a_checkpoint_at_once(tmp_path, name):
+    process = start(tmp_path)
+    while process.poll() is None and checkpoints.steps_done(tmp_path) < EVERY:
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, name))
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75 and "run again to go on from there" in output, output
+    assert f"stopped at step {checkpoints.steps_done(tmp_path)};" in output
+
+
+if __name__ == "__main__":
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    with tempfile.TemporaryDirectory() as folder:
+        killed, left_alone = Path(folder, "killed"), Path(folder, "left-alone")
+        killed.mkdir()
+        twice = kill_and_resume(kills, killed)
+        torch.set_num_threads(1)
+        list(train(settings(), left_alone))
+        assert_same_run(left_alone, killed)
+    print(f"{kills} kills, {kills} resumes, {twice} of {STEPS} steps logged twice; final weights identical")

@@ -1,0 +1,102 @@
+"""Intervals and tests over seeds, against scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from callkit import records
+from callkit.statistics import mean_interval, paired, sign_flip_p
+
+RNG = np.random.default_rng(0)
+
+
+def record(seed, fid, **run):
+    """As much of a record as pairing looks at."""
+    words = dict(dataset="digits", imbalance_ratio=50, profile="cpu", steps=6000, class_counts=[5, 1], seed=seed)
+    return {
+        "file": f"seed{seed}",
+        "run": words | run,
+        "sampling": {"sampler": "ddim", "steps": 50},
+        "evaluation": {"extractor_sha256": "0" * 64, "generated_images": 3000},
+        "metrics": {"few": {"fid": fid}},
+    }
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+def test_interval_of_a_mean_is_scipys(n):
+    values = RNG.normal(3, 2, n)
+    mean, *ends = mean_interval(values, 0.9)
+    assert mean == pytest.approx(values.mean())
+    assert ends == pytest.approx(stats.t.interval(0.9, n - 1, loc=values.mean(), scale=stats.sem(values)))
+
+
+def test_interval_of_one_value_or_none_has_no_ends():
+    assert mean_interval([2.0])[0] == 2 and np.isnan(mean_interval([2.0])[1:]).all()
+    assert np.isnan(mean_interval([])).all()
+    assert mean_interval([2.0, 2.0]) == (2, 2, 2)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(1).normal(size=(4000, 3))
+    intervals = [mean_interval(row) for row in draws]
+    covered = np.mean([i.low <= 0 <= i.high for i in intervals])
+    assert covered == pytest.approx(0.95, abs=3 * (0.95 * 0.05 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 10])
+def test_sign_flips_are_scipys_permutation_test(n):
+    d = RNG.normal(0.5, 1, n)
+    expected = stats.permutation_test(
+        (d,), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
+    )
+    assert sign_flip_p(d) == pytest.approx(expected.pvalue)
+
+
+def test_sign_flips_have_a_smallest_p():
+    assert (
+        sign_flip_p([-3]) == 1
+        and sign_flip_p([1, 2, 3]) == 0.25
+        and sign_flip_p([1] * 6) == 2**-5
+        and sign_flip_p([0, 0]) == 1
+    )
+    with pytest.raises(ValueError, match="differences must be 1 to 20, got 0"):
+        sign_flip_p([])
+
+
+def test_paired_is_scipys_paired_t_test():
+    a, b = RNG.uniform(10, 40, (2, 5))
+    ours, baseline = ([record(s, v) for s, v in enumerate(x)] for x in (a, b))
+    found = paired(ours[::-1], baseline, "few")
+    expected = stats.ttest_rel(a, b)
+    assert found.values == pytest.approx(a - b) and found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    found = paired(ours, baseline, "few", ratio=True)
+    expected = stats.ttest_rel(np.log(a), np.log(b))
+    assert found.values == pytest.approx(a / b) and found.p == pytest.approx(expected.pvalue)
+    assert found.mean == pytest.approx(stats.gmean(a) / stats.gmean(b))
+    assert (found.low, found.high) == pytest.approx(tuple(np.exp(expected.confidence_interval())))
+    assert found.p_exact == sign_flip_p(np.log(a / b))
+
+
+def test_only_seeds_that_both_have_are_paired():
+    found = paired([record(0, 1.0), record(2, 6.0)], [record(2, 4.0), record(3, 1.0)], "few")
+    assert found.seeds == [2] and found.values == [2] and found.words() == "2" and found.p_exact == 1
+    assert paired([record(0, 1.0)], [], "few").words() == "" == paired([], [], "few", ratio=True).words()
+
+
+def test_what_does_not_pair_is_an_error():
+    with pytest.raises(ValueError, match="two records of one seed"):
+        paired([record(0, 1.0), record(0, 2.0)], [record(0, 1.0)], "few")
+    with pytest.raises(ValueError, match=r"seed0 and seed0 differ in run\.imbalance_ratio: they do not pair"):
+        paired([record(0, 1.0, imbalance_ratio=20)], [record(0, 1.0)], "few")
+
+
+def test_real_records_pair():
+    words = dict(dataset="digits", imbalance_ratio=50, profile="cpu", overrides={}, guidance_scale=1, weights="theta")
+    ddpm, call = (records.load_records(method=m, **words) for m in ("ddpm", "call"))
+    found = paired(call, ddpm, "few", ratio=True)
+    assert found.seeds[:3] == [0, 1, 2] and found.low < found.mean < found.high
+    few = [{r["run"]["seed"]: r["metrics"]["few"]["fid"] for r in x} for x in (call, ddpm)]
+    assert found.values == pytest.approx([few[0][s] / few[1][s] for s in found.seeds])
+    with pytest.raises(ValueError, match="two records of one seed"):
+        paired(call, records.load_records(method="ddpm", **words | {"guidance_scale": 1.5}) * 2)

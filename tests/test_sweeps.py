@@ -1,0 +1,251 @@
+"""The sweeps: what a grid holds, and a small one run for real, killed on the way and run again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from callkit import checkpoints, records, training
+from callkit.config import make_config
+
+snakemake = pytest.importorskip("snakemake.cli", reason="Snakemake 9 needs Python 3.11").main
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "sweeps"))
+
+import cost  # noqa: E402
+import grid  # noqa: E402
+
+SNAKEFILE, PROFILES = ROOT / "sweeps/Snakefile", ROOT / "sweeps/profiles"
+
+
+def arguments(name, folder, profile="local", report="") -> list[str]:
+    words = ["--snakefile", SNAKEFILE, "--directory", folder, "--config", f"grid={name}", f"report={report}"]
+    return [str(word) for word in [*words, "--profile", PROFILES / profile]]
+
+
+def write_grid(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_grids_hold_what_the_paper_ran():
+    runs = {name: grid.load(name).runs for name in grid.names()}
+    assert {name: len(found) for name, found in runs.items()} == {
+        "table1": 7 * 2 * 2 * 3,  # methods, data sets, imbalance ratios, seeds
+        "table2": 4 * 1 * 2 * 3,
+        "table4": 2 * 3,
+        "table5": (6 + 2) * 3,
+        "fig2": 7 * 2 * 3,
+        "fig4": (1 + 6) * 2 * 2 * 3,
+        "fig5": 4 * 3 * 2 * 3,  # methods, widths, data sets, seeds
+        "digits": 10 * 3,
+        "digits-study": (10 * 2 + 16 + 2 * 2) * 5,  # methods at two ratios, variants of CALL, widths; seeds
+        "digits-guided": 10 * 5,
+        "fashion": 6 * 5,
+    }
+    assert runs["table4"].keys() < runs["table5"].keys() and runs["fig2"].keys() < runs["table1"].keys(), "shared"
+    assert runs["digits"].keys() < runs["digits-study"].keys() > runs["digits-guided"].keys(), "shared"
+    for number in (1, 2, 4, 5):
+        have = [c.words() | {"overrides": c.overrides()} for c in runs[f"table{number}"].values()]
+        for row in records.paper_table(number):
+            words = ("dataset", "imbalance_ratio", "method", "overrides")
+            assert sum(all(c[w] == row[w] for w in words) for c in have) == 3, row
+    assert {c.lam for c in runs["fig4"].values() if c.call} == {0, 0.5, 0.8, 1, 1.2, 1.5}
+    assert {c.channel_mult for c in runs["fig5"].values()} == {(1, 2, 2), (1, 2, 2, 2), (1, 2, 3, 4)}
+
+
+def test_a_list_is_one_run_for_each_value_and_overrides_name_the_folder(tmp_path):
+    text = """
+    guidance_scale: [1, 2.5]
+    common: {dataset: digits, imbalance_ratio: [50, natural], profile: smoke, seed: 3}
+    runs:
+      - method: ddpm
+      - {method: call, allocation: [paper, bounded], channel_mult: [[1, 2, 2]]}
+    """
+    found = grid.load(write_grid(tmp_path, text))
+    folders = [
+        "ddpm-smoke/seed3",
+        "call-smoke/seed3-channel_mult=1,2,2-bound=None",
+        "call-smoke/seed3-channel_mult=1,2,2",
+    ]
+    assert set(found.runs) == {f"runs/digits-ir{ir}/{folder}" for ir in ("50", "natural") for folder in folders}
+    assert found.guidance_scales == [1, 2.5]
+    printed = make_config("digits", None, "call", "smoke", 3, "paper", channel_mult=(1, 2, 2))
+    assert found.runs["runs/digits-irnatural/call-smoke/seed3-channel_mult=1,2,2-bound=None"] == printed
+
+
+COMMON = "common: {dataset: digits, imbalance_ratio: 50, profile: smoke, seed: [0, 1]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (COMMON + "runs: [{method: ddpm}, {metod: ddpm}]", r"entry 2 of runs \(\{'metod': 'ddpm'\}\): no method"),
+        (COMMON + "runs: [{method: gan}]", r"entry 1 of runs .*: unknown method 'gan'"),
+        (COMMON + "runs: [{method: ddpm, lamda: 2}]", "entry 1 of runs .*: unknown setting 'lamda'"),
+        (COMMON + "runs: [{method: ddpm, lr: 5e-4}]", "entry 1 of runs .*: lr must be a number, got '5e-4'"),
+        (COMMON + "runs: [{method: ddpm, channel_mult: [1, 2]}]", "channel_mult must be a tuple of integers, got 1"),
+        (COMMON + "runs: [{method: ddpm, bound: none}]", "entry 1 of runs .*bound"),
+        (COMMON + "runs: [{method: ddpm, base_options: {gamma: 2.0}}]", "base_options cannot be set"),
+        (COMMON + "runs: [ddpm]", r"entry 1 of runs \(ddpm\)"),
+        (COMMON + "runs: [{method: ddpm}]\nsteps: 5", "nothing but paper_table, guidance_scale, common, runs"),
+        (COMMON + "guidance_scale: strong\nruns: [{method: ddpm}]", "guidance_scale must be numbers"),
+        (COMMON + "paper_table: 6\nruns: [{method: ddpm}]", "paper_table must be one of"),
+        (COMMON, "must have `runs`"),
+        ("runs: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_grid_is_an_error_that_names_the_entry(text, message, tmp_path):
+    with pytest.raises(ValueError, match=f"(?s)mine.yaml.*{message}"):
+        grid.load(write_grid(tmp_path, text))
+
+
+def test_two_folders_of_images_with_one_name_are_not_confused(tmp_path):
+    text = "common: {imbalance_ratio: natural, profile: smoke, seed: 0, method: ddpm}\n"
+    text += "runs: [{dataset: ['imagefolder:a/birds', 'imagefolder:b/birds']}]"
+    with pytest.raises(ValueError, match="another run with other settings has the same folder"):
+        grid.load(write_grid(tmp_path, text))
+
+
+def test_an_unknown_grid_is_an_error_that_lists_them():
+    with pytest.raises(
+        ValueError, match="no grid 'table9'; there are digits, digits-guided, digits-study, fashion, fig2"
+    ):
+        grid.load("table9")
+
+
+@pytest.mark.parametrize("name", grid.names())
+def test_dry_run(name, tmp_path, capfd):
+    with pytest.raises(SystemExit) as exit:
+        snakemake([*arguments(name, tmp_path), "--dry-run"])
+    counts = dict(line.split() for line in capfd.readouterr().out.splitlines() if line.startswith(("train ", "evalu")))
+    assert exit.value.code == 0
+    loaded = grid.load(name)
+    evaluations = len(loaded.runs) * len(loaded.guidance_scales)
+    assert counts == {"train": str(len(loaded.runs)), "evaluate": str(evaluations)}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_on_a_cluster_stops_training_before_the_time_limit(tmp_path, capfd):
+    with pytest.raises(SystemExit) as exit:
+        snakemake([*arguments("table4", tmp_path, "slurm"), "--dry-run", "--printshellcmds", "--cores", "8"])
+    out = capfd.readouterr().out
+    assert exit.value.code == 0
+    assert out.count("runtime=1440, gpu=1") == 6 + 6 and out.count(" --threads 4 ") == 6 + 6
+    assert out.count("timeout 1430m ") == 6
+
+
+def test_a_grid_with_a_typo_starts_no_job(tmp_path, capfd):
+    path = write_grid(tmp_path, COMMON + "runs: [{method: ddpm}, {method: ddpm, lamda: 2}]")
+    with pytest.raises(SystemExit) as exit:
+        snakemake(arguments(path, tmp_path))
+    said = capfd.readouterr().err
+    assert exit.value.code == 1 and "entry 2 of runs ({'method': 'ddpm', 'lamda': 2}): unknown setting 'lamda'" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def start(name, folder, *targets, report="") -> subprocess.Popen:
+    """A sweep of two jobs at a time, in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", *arguments(name, folder, report=report), "--cores", "2", *targets]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
+    text = """
+    common: {dataset: digits, imbalance_ratio: 50, profile: smoke, seed: 0}
+    runs:
+      - {method: call, steps: 60}
+      - {method: ddpm, lr: 1.0e+9}     # diverges
+      - {method: ddpm, image_size: 16} # fails: digits are 8 x 8
+    """
+    path = write_grid(tmp_path, text)
+    long, diverging, failing = (tmp_path / run for run in grid.load(path).runs)
+
+    sweep = start(path, tmp_path, f"{long.relative_to(tmp_path)}/trained")
+    deadline = time.monotonic() + 120
+    while not (long / checkpoints.CHECKPOINT).exists():
+        assert sweep.poll() is None and time.monotonic() < deadline, sweep.stdout.read()
+        time.sleep(0.01)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+    done, log = checkpoints.steps_done(long), (long / "train.log").read_bytes()
+    assert 10 <= done < 60 and not (long / "trained").exists()
+
+    sweep = start(path, tmp_path)
+    out, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 1 and out.count("Error in rule") == 1 and "image_size of digits can be 8" not in out
+    assert "image_size of digits can be 8; got 16" in (failing / "train.log").read_text()
+    assert not (failing / "trained").exists()
+    assert [r["run"]["weights"] for r in records.load_records(long)] == ["theta", "theta_g"]
+    (stopped,) = records.load_records(diverging, diverged=True)
+    assert stopped["run"]["overrides"] == {"lr": 1e9} and (diverging / "evaluated-g1.txt").exists()
+
+    resumed = (long / "train.log").read_bytes()
+    assert resumed.startswith(log) and len(resumed) > len(log), "logs are appended to"
+    config = grid.load(path).runs[str(long.relative_to(tmp_path))]
+    assert [r.step for r in training.train(config, tmp_path / "whole")][-1] == 60
+    whole, _ = checkpoints.load_checkpoint(tmp_path / "whole" / checkpoints.CHECKPOINT)
+    ours, _ = checkpoints.load_checkpoint(long / checkpoints.CHECKPOINT)
+    assert whole.keys() == ours.keys() and all(torch.equal(whole[k], ours[k]) for k in whole)
+
+    # Without the run that fails there is nothing left to do but the table and the reports.
+    write_grid(tmp_path, "\n".join(line for line in text.splitlines() if "image_size" not in line))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*/*/*")}
+    sweep = start(path, tmp_path, report="1")
+    out, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, out
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    table = (tmp_path / "runs/tables/mine.md").read_text()
+    assert table.count("| digits | 50 | smoke |") == 3 and "diverged at step 5" in table
+    for run, figures in ((long, 4), (diverging, 0)):  # loss, distance, samples of theta and theta^g; it stopped before
+        assert (run / "report.ipynb").read_text().count('"image/png"') == figures
+
+
+def test_the_page_shows_the_cost_of_the_grids():
+    assert (ROOT / "book/_sweeps.md").read_text() == cost.page(), (
+        "out of step: run `python sweeps/cost.py > book/_sweeps.md`"
+    )
+
+
+def test_the_page_of_one_run_shows_its_cost():
+    assert (ROOT / "book/_gpu.md").read_text() == cost.run_page(), (
+        "out of step: run `python sweeps/cost.py --runs > book/_gpu.md`"
+    )
+
+
+def test_the_page_of_the_paper_profile_shows_every_setting():
+    page = (ROOT / "book/gpu.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    shown = {name.strip(" `"): value.strip(" `") for name, value in rows}
+    values = make_config("cifar10", 100, "oc-call", "paper").to_dict()
+    for word in ("dataset", "imbalance_ratio", "method", "profile", "seed"):
+        del values[word]
+    as_typed = {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()}
+    assert {k: v for k, v in shown.items() if k in values} == as_typed
+
+
+def test_cost_by_hand():
+    ratios, milliseconds = cost.SPEED["ratios"], cost.SPEED["milliseconds"]
+    found = grid.load("table4")
+    training_steps, evaluation_steps = cost.cost(found.runs, found.guidance_scales)
+    assert training_steps == pytest.approx(3 * 300_000 * (1 + ratios["step, OC + CALL"]))
+    # 20,000 images in each split are more than 50,000 in all need; 50 steps, twice for guidance; theta, and two of CALL
+    evaluations = 3 * 20_000 / 64 * 50 * 2 * 3 * (1 + 2)
+    one = milliseconds["sample, plain"] / milliseconds["step, DDPM"]
+    assert evaluation_steps == pytest.approx(evaluations * one, rel=1e-3)
+    default, deep = (make_config("cifar10", method="ddpm", channel_mult=m) for m in ((1, 2, 2, 2), (1, 2, 3, 4)))
+    assert cost.network_ratio(default) == 1 < cost.network_ratio(deep) < 4

@@ -1,0 +1,88 @@
+"""What `make table` writes: complete, equal to the records, quick, and the same each time."""
+
+import csv
+import time
+
+import numpy as np
+import pytest
+
+from callkit import records, tables
+from callkit.__main__ import main
+
+RECORDS = records.load_records()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    began = time.perf_counter()
+    main(["table", "--out", str(folder)])
+    assert time.perf_counter() - began < 60
+    return folder
+
+
+def rows(path):
+    with path.open() as f:
+        return list(csv.DictReader(f))
+
+
+def test_every_record_is_in_the_long_table(written):
+    found = rows(written / "records.csv")
+    assert {r["file"] for r in found} == {r["file"] for r in RECORDS}
+    for r in RECORDS[:: len(RECORDS) // 10]:
+        mine = {x["split"]: x for x in found if x["file"] == r["file"]}
+        assert mine.keys() == r["metrics"].keys()
+        assert float(mine["few"]["fid"]) == r["metrics"]["few"]["fid"]
+
+
+def test_scores_and_differences_are_recomputed_by_hand(written):
+    fid = {}
+    for method in ("ddpm", "call"):
+        found = records.load_records(
+            dataset="digits", imbalance_ratio=50, profile="cpu", method=method, weights="theta", overrides={},
+            guidance_scale=1,
+        )  # fmt: skip
+        fid[method] = {r["run"]["seed"]: r["metrics"]["few"]["fid"] for r in found}
+    (call,) = (
+        r for r in rows(written / "digits-ir50-cpu-scores.csv")
+        if (r["method"], r["weights"], r["guidance"]) == ("call", "theta", "1")
+    )  # fmt: skip
+    values = list(fid["call"].values())
+    assert call["few FID"] == f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
+    (row,) = (
+        r for r in rows(written / "digits-ir50-cpu-differences.csv")
+        if (r["method"], r["weights"], r["guidance"], r["split"]) == ("call", "theta", "1", "few")
+    )  # fmt: skip
+    both = sorted(fid["call"].keys() & fid["ddpm"].keys())
+    ratio = np.exp(np.mean([np.log(fid["call"][s] / fid["ddpm"][s]) for s in both]))
+    difference = np.mean([fid["call"][s] - fid["ddpm"][s] for s in both])
+    assert row["seeds"] == str(len(both)) and row["baseline"] == "ddpm theta"
+    assert row["FID ratio [95 %]"].startswith(f"{ratio:.3g} [")
+    assert row["FID difference [95 %]"].startswith(f"{difference:.3g} [")
+
+
+def test_every_table_is_markdown_and_csv_and_every_figure_png_and_svg(written):
+    names = {suffix: {p.stem for p in written.glob(f"*.{suffix}")} for suffix in ("md", "csv", "png", "svg")}
+    assert names["csv"] - {"records"} == names["md"] - {"all"} and names["png"] == names["svg"]
+    for study in records.studies(RECORDS):
+        comparable = len(tables.variants(study)) > 1  # a lone variant has nothing to differ from
+        assert (f"{study.name}-differences" in names["csv"]) == comparable
+        assert {f"{study.name}-scores", f"{study.name}-claims"} <= names["csv"]
+    for name in ("methods", "against-ddpm", "variants", "guidance", "distance", "divergence"):
+        assert f"digits-ir50-cpu-{name}" in names["svg"]
+    assert {f"paper-table{n}" for n in records.PAPER_TABLES} <= names["md"]
+    assert "diverged at step" in (written / "all.md").read_text()
+
+
+def test_the_same_records_give_the_same_bytes(written, tmp_path):
+    some = [r for r in RECORDS if r["run"]["method"] in ("ddpm", "call", "oc")]
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        tables.write(some, [], folder)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_no_records_is_an_error_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="error: no records in"):
+        main(["table", str(tmp_path), "--out", str(tmp_path / "out")])

@@ -1,0 +1,149 @@
+"""The slice: methods side by side, stopped by the clock and by a signal, and going on from there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from callkit import checkpoints, training
+from callkit.config import make_config
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "sweeps"))
+
+import train_slice  # noqa: E402
+
+WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--profile", "smoke", "--device", "cpu", "--images", "40"]
+SMALL = ["--set", "channels=8"]
+
+
+def folders(root: Path) -> dict[str, Path]:
+    return {m: root / f"digits-ir50/{m}-smoke/seed0-channels=8" for m in ("ddpm", "oc-call")}
+
+
+def call(root: Path, minutes: str) -> None:
+    train_slice.main([*WORDS, *SMALL, "--methods", "ddpm", "oc-call", "--minutes", minutes, "--root", str(root)])
+
+
+def test_methods_take_turns_and_are_measured_at_each_mark(tmp_path, capsys):
+    call(tmp_path, "5")
+    marks = {m: train_slice.read_marks(run) for m, run in folders(tmp_path).items()}
+    theta, both = [(10, "theta"), (20, "theta")], [(s, w) for s in (10, 20) for w in ("theta", "theta_g")]
+    assert [(m["step"], m["weights"]) for m in marks["ddpm"]] == theta
+    assert [(m["step"], m["weights"]) for m in marks["oc-call"]] == both
+    assert all(m["fid"].keys() == {"overall", "many", "medium", "few"} for found in marks.values() for m in found)
+    assert marks["oc-call"][2]["fid"] != marks["oc-call"][0]["fid"]
+    out = capsys.readouterr().out
+    order = ["ddpm: training, step 0 to 10", "oc-call: training, step 0 to 10", "ddpm: training, step 10 to 20"]
+    assert sorted(order, key=out.find) == order and all(words in out for words in order)
+    assert (
+        "FID by digits at step 20, 40 images" in out
+        and f"| ddpm | theta | {marks['ddpm'][1]['fid']['overall']:.1f} |" in out
+    )
+    assert (tmp_path / "digits-ir50/slice-smoke-seed0.png").read_bytes().startswith(b"\x89PNG")
+    # what was measured is what was left, half as large, and the run itself is that of `callkit train`
+    run = folders(tmp_path)["oc-call"]
+    left, about = checkpoints.load_checkpoint(run / train_slice.WEIGHTS)
+    assert about["step"] == 20 and {v.dtype for v in left.values()} == {torch.bfloat16}
+    list(training.train(make_config(method="oc-call", profile="smoke", channels=8), tmp_path / "whole"))
+    whole, _ = checkpoints.load_checkpoint(tmp_path / "whole" / checkpoints.CHECKPOINT)
+    assert all(torch.equal(whole[k].bfloat16(), v) for k, v in left.items())
+    call(tmp_path, "5")
+    assert {m: train_slice.read_marks(run) for m, run in folders(tmp_path).items()} == marks, "nothing is left to do"
+
+
+def test_an_evaluation_that_does_not_fit_is_put_off_and_then_comes_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train_slice.Slice, "estimate", lambda self, run: 1e6)
+    call(tmp_path, "5")
+    ddpm, call_ = folders(tmp_path).values()
+    assert checkpoints.steps_done(ddpm) == 10 and not train_slice.read_marks(ddpm) and not call_.exists()
+    assert "the next call begins with it" in capsys.readouterr().out
+    call(tmp_path, "5")
+    assert len(train_slice.read_marks(ddpm)) == 1 and checkpoints.steps_done(call_) == 10
+    assert not train_slice.read_marks(call_)
+
+
+def test_an_evaluation_that_takes_too_long_is_broken_off(tmp_path, capsys, monkeypatch):
+    ddpm = folders(tmp_path)["ddpm"]
+    real = train_slice.evaluation.describe_samples
+    monkeypatch.setattr(train_slice.Slice, "left", lambda self: 0.2 if checkpoints.steps_done(ddpm) else 60.0)
+    monkeypatch.setattr(train_slice.Slice, "estimate", lambda self, run: 0.0)
+    monkeypatch.setattr(train_slice.evaluation, "describe_samples", lambda *a, **_: (a[7].mkdir(), time.sleep(300)))
+    call(tmp_path, "5")
+    assert checkpoints.steps_done(ddpm) == 10 and not train_slice.read_marks(ddpm)
+    assert "took longer than the last" in capsys.readouterr().out
+    monkeypatch.setattr(train_slice.evaluation, "describe_samples", real)
+    call(tmp_path, "5")
+    mark, *_ = train_slice.read_marks(ddpm)  # a fast machine gets to the next one as well
+    assert mark["step"] == 10, "what a call begins with has no limit"
+    assert mark["seconds"]["evaluation"] is None, "part of an evaluation is no estimate of a whole one"
+
+
+def test_without_time_nothing_is_trained(tmp_path, capsys):
+    call(tmp_path, "0")
+    assert not list(tmp_path.rglob(checkpoints.CHECKPOINT)) and "ddpm: 0 of 20 steps" in capsys.readouterr().out
+
+
+def test_a_method_that_diverges_leaves_the_others_going(tmp_path, capsys, monkeypatch):
+    explode, original = training.EXPLODED, training.train
+
+    def train(config, *arguments):
+        monkeypatch.setattr(training, "EXPLODED", 1e-6 if config.call else explode)
+        return original(config, *arguments)
+
+    monkeypatch.setattr(train_slice.training, "train", train)
+    call(tmp_path, "5")
+    ddpm, diverged = folders(tmp_path).values()
+    assert checkpoints.steps_done(ddpm) == 20 and (diverged / checkpoints.DIVERGED).exists()
+    out = capsys.readouterr().out
+    assert "oc-call is out: step 5: the base loss" in out and "0 of 20 steps, diverged" in out
+
+
+def test_a_signal_stops_it_with_a_checkpoint_and_status_75(tmp_path):
+    command = [sys.executable, str(ROOT / "sweeps/train_slice.py"), *WORDS, "--methods", "ddpm", "--minutes", "5"]
+    command += [
+        "--root",
+        str(tmp_path),
+        "--threads",
+        "1",
+        "--set",
+        "channels=8",
+        "steps=100000",
+        "checkpoint_every=50000",
+    ]
+    work = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    log = next(iter(tmp_path.rglob(checkpoints.LOG)), None)
+    deadline = time.monotonic() + 60
+    while log is None or log.stat().st_size == 0:
+        assert work.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+        log = next(iter(tmp_path.rglob(checkpoints.LOG)), None)
+    work.send_signal(signal.SIGTERM)
+    out, _ = work.communicate(timeout=60)
+    assert work.returncode == 75 and "stopped; call it again to go on" in out
+    assert 5 <= checkpoints.steps_done(log.parent) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "gan"], "error: unknown method 'gan'"),
+        (["--images", "10"], "error: images must be at least two a class, 20; got 10"),
+        (["--set", "log_every=3"], "error: checkpoint_every must be a multiple of log_every, 3, got 10"),
+    ],
+)
+def test_wrong_words_are_one_line_before_any_work(arguments, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        train_slice.main([*WORDS, "--root", str(tmp_path), *arguments])
+    assert not list(tmp_path.iterdir())
