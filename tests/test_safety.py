@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import torch
@@ -113,20 +113,24 @@ def test_between_the_two_renames_there_is_always_one_checkpoint(tmp_path):
     assert load_newest(tmp_path) is None
 
 
+def keep_saving(run: Path, times: int) -> None:
+    tensors, metadata = load_checkpoint(run / CHECKPOINT)
+    for step in range(1, times + 1):
+        save_checkpoint(run / CHECKPOINT, tensors, metadata | {"step": step}, run / PREVIOUS)
+
+
 def test_one_who_looks_while_a_checkpoint_is_written_finds_one(whole, tmp_path):
+    times = 300
     tensors, metadata = load_checkpoint(whole / CHECKPOINT)
-
-    def write():
-        for step in range(60):
-            save_checkpoint(tmp_path / CHECKPOINT, tensors, metadata | {"step": step}, tmp_path / PREVIOUS)
-
-    writer = Thread(target=write, daemon=True)
+    save_checkpoint(tmp_path / CHECKPOINT, tensors, metadata | {"step": 0}, tmp_path / PREVIOUS)
+    # a process and not a thread: two threads in Python take turns, at best
+    writer = get_context("spawn").Process(target=keep_saving, args=(tmp_path, times), daemon=True)
     writer.start()
     seen = []
     while writer.is_alive():
         seen.append(checkpoints.steps_done(tmp_path))
-    assert seen == sorted(seen) and seen[-1] > 40
-    writer.join()
+    assert writer.exitcode == 0 and checkpoints.steps_done(tmp_path) == times
+    assert seen == sorted(seen) and len(set(seen)) > 10, "looked while it was written"
 
 
 def test_two_processes_cannot_train_one_run(whole, tmp_path):
