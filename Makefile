@@ -27,9 +27,9 @@ links: book ## check the book's links to other sites
 	@$(VENV)/bin/jupyter-book build _build/src --toc $(CURDIR)/_build/src/book/_toc.yml \
 		--path-output _build/links --builder linkcheck
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) ## run the tests, a file at a time on each core
 	@echo "test: running pytest in $(VENV)"
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 table: $(STAMP) ## every table and result figure from the records alone, into _build/tables
 	@$(RUN) -m callkit table --out _build/tables
