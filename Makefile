@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+WORKERS := --numprocesses logical --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .PHONY: help book archive check-book links test table sweep train-slice notebooks lint lab clean
@@ -21,7 +22,7 @@ archive: $(STAMP) ## the book as one file that opens without a network: _build/c
 	@echo "archive: _build/callkit-book.zip"
 
 check-book: archive ## look at every page in a headless browser (needs Chromium or Chrome)
-	@BOOK=_build/html $(RUN) -m pytest tests/test_browser.py
+	@BOOK=_build/html $(RUN) -m pytest $(WORKERS) tests/test_browser.py
 
 links: book ## check the book's links to other sites
 	@$(VENV)/bin/jupyter-book build _build/src --toc $(CURDIR)/_build/src/book/_toc.yml \
@@ -29,7 +30,7 @@ links: book ## check the book's links to other sites
 
 test: $(STAMP) ## run the tests, a file at a time on each core
 	@echo "test: running pytest in $(VENV)"
-	@$(RUN) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	@$(RUN) -m pytest $(WORKERS) --dist loadfile
 
 table: $(STAMP) ## every table and result figure from the records alone, into _build/tables
 	@$(RUN) -m callkit table --out _build/tables
