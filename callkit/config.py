@@ -214,7 +214,6 @@ def make_config(
 
     ValueError naming the argument, what came and what is allowed.
     """
-    check_names(TrainConfig, overrides)
     settings = (
         choose(NETWORKS, "dataset", dataset.partition(":")[0])
         | choose(METHODS, "method", method)
@@ -222,6 +221,7 @@ def make_config(
         | choose(PRESETS, "allocation", allocation)
         | overrides
     )
-    config = TrainConfig(dataset, imbalance_ratio, method, profile, seed, **settings)
+    words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, method=method, profile=profile, seed=seed)
+    config = TrainConfig.from_dict(words | settings)  # a record's overrides have lists where a config has tuples
     check_values(config)
     return config

@@ -47,3 +47,10 @@ def test_overrides_win():
 def test_survives_json():
     c = make_config("cifar10", 50, "ddpm", "gpu", 3)
     assert TrainConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c
+
+
+def test_overrides_as_a_record_has_them_make_the_config_again():
+    config = make_config(channel_mult=(1, 2, 2), lam=0.5, bound=None)
+    overrides = json.loads(json.dumps(config.overrides()))
+    assert overrides == {"channel_mult": [1, 2, 2], "lam": 0.5, "bound": None}
+    assert make_config(**config.words(), **overrides) == config
