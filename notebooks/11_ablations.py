@@ -317,6 +317,10 @@ if len(rows) == 1:
 pd.DataFrame(rows).rename_axis(columns="λ").T
 
 # %% [markdown]
+# These rows bear the argument out. A smaller $\lambda$ parts the predictions later, in one run not before its end; and
+# where they have parted, $D$ ends at the same place. So an ablation of $\lambda$ with a fixed number of steps compares, in part,
+# for how long the two have been apart: a longer run may see less of it.
+#
 # Whether $\lambda = 1$ is the best of them is for {numref}`fig-ablations-default` to say, where rows "λ = …" are the
 # comparison with it. A peak needs both neighbours to be worse; {doc}`14_report` applies that rule.
 #
