@@ -317,9 +317,9 @@ if len(rows) == 1:
 pd.DataFrame(rows).rename_axis(columns="λ").T
 
 # %% [markdown]
-# These rows bear the argument out. A smaller $\lambda$ parts the predictions later, in one run not before its end; and
-# where they have parted, $D$ ends at the same place. So an ablation of $\lambda$ with a fixed number of steps compares, in part,
-# for how long the two have been apart: a longer run may see less of it.
+# Where the two have parted, $D$ ends at the same place for every $\lambda$ that pushes, as the argument says. About *when* the
+# rows are less tidy: at half the $\lambda$ they part later, in one run not before its end; from 1 to 1.5 it depends on the seed.
+# So an ablation of $\lambda$ with a fixed number of steps compares, in part, for how long the two have been apart.
 #
 # Whether $\lambda = 1$ is the best of them is for {numref}`fig-ablations-default` to say, where rows "λ = …" are the
 # comparison with it. A peak needs both neighbours to be worse; {doc}`14_report` applies that rule.
