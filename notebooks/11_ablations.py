@@ -206,7 +206,7 @@ for title, settings in {
     found = [name for name, o in variants.items() if o and next(iter(o)) in settings]
     print(f"{title:>7}: {', '.join(found) or 'no record yet'}")
 
-# %% mystnb={"figure": {"caption": "FID of θ over that of DDPM with the same seed, by split, on a logarithmic axis: a dot per seed, a bar for the 95 % interval of the mean; n seeds. Left of the dotted line CALL is better. From the records in results/, without guidance.", "name": "fig-ablations"}, "image": {"alt": "Three panels, Many, Medium and Few, a row per variant of CALL. Means scatter about the line of DDPM; on Few that of the default lies to the left of it. Intervals are widest where there are two seeds.", "classes": "dark-light"}}
+# %% mystnb={"figure": {"caption": "FID of θ over that of DDPM with the same seed, by split, on a logarithmic axis: a dot per seed, a bar for the 95 % interval of the mean; n seeds. Left of the dotted line CALL is better. From the records in results/, without guidance.", "name": "fig-ablations"}, "image": {"alt": "Three panels, Many, Medium and Few, a row per variant of CALL. Means scatter about the line of DDPM; on Few that of the default lies to the left of it. Intervals of three seeds are wide, and most hold the line.", "classes": "dark-light"}}
 figure("ddpm", variants)
 # %% [markdown]
 # An ablation asks another question: not whether a variant beats DDPM, but whether the change matters. So compare with the
