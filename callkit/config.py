@@ -65,6 +65,9 @@ SAMPLING: dict[str, dict] = {
 GUIDANCE_SCALE = 1.0  # 1 is none; see sampling for the convention
 
 
+WORDS = ("dataset", "imbalance_ratio", "method", "profile", "seed")  # the five that name a run
+
+
 class Settings:
     """What settings can do: a frozen dataclass that has the five words among its fields."""
 
@@ -74,8 +77,7 @@ class Settings:
 
     def words(self) -> dict:
         """The five that name the run."""
-        names = ("dataset", "imbalance_ratio", "method", "profile", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in WORDS}
 
     @classmethod
     def from_dict(cls, values: dict):

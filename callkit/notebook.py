@@ -38,8 +38,7 @@ def _passed() -> set[str]:
 def released(dataset: str, imbalance_ratio: float | None, method: str, profile: str, seed: int) -> Path:
     """The run's checkpoint in results/; FileNotFoundError that says how to make it."""
     run = make_config(dataset, imbalance_ratio, method, profile, seed)
-    data = records.data_word(dataset, imbalance_ratio)
-    path = records.results_folder() / f"{data}-{method}-{profile}-seed{seed}.safetensors"
+    path = records.results_folder() / records.released_name(run)
     if not path.exists():
         raise FileNotFoundError(
             f"this chapter needs {path}, which does not exist: make it with `{_train(run)}` and "

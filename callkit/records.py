@@ -52,6 +52,12 @@ def run_folder(config, root: str | Path = "runs") -> Path:
     return Path(root) / data / f"{config.method}-{config.profile}" / run
 
 
+def released_name(config) -> str:
+    """The file in results/, and in results/progress/, that keeps something of this run's networks."""
+    data = data_word(config.dataset, config.imbalance_ratio)
+    return f"{data}-{config.method}-{config.profile}-seed{config.seed}.safetensors"
+
+
 def results_folder() -> Path:
     """results/ of the repository; FileNotFoundError if callkit was installed without it."""
     folder = REPOSITORY / "results"
@@ -219,6 +225,12 @@ def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+def score_words(records: list[dict], split: str, metric: str) -> str:
+    """Mean ± standard deviation over records for a table; of one record the score alone."""
+    mean, std = mean_std(records, "metrics", split, metric)
+    return f"{mean:.4g} ± {std:.2g}" if len(records) > 1 else f"{mean:.4g}"
+
+
 def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "few", "overall")) -> str:
     """Markdown: mean ± standard deviation over seeds (the value alone for one seed), one column per split.
 
@@ -310,8 +322,8 @@ def rows_beside_the_paper(number: int, records: list[dict]) -> list[dict]:
         paper |= {k: row[k] for k in ("weights", "split", "metric")}
         paper["paper"] = f"{row['mean']:g} ± {row['std']:g}"
         for scale, ours in row["ours"].items():
-            mean, std = mean_std(ours, "metrics", row["split"], row["metric"])
-            score = f"{mean:.4g} ± {std:.2g}" if len(ours) > 1 else f"{mean:.4g}"
+            mean, _ = mean_std(ours, "metrics", row["split"], row["metric"])
+            score = score_words(ours, row["split"], row["metric"])
             files = ", ".join(r["file"] for r in ours)
             ours = {"ours": score, "difference": f"{mean - row['mean']:+.3g}", "guidance": f"{scale:g}"}
             rows.append(paper | ours | {"records": files})

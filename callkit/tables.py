@@ -48,8 +48,7 @@ def score_rows(study: Study) -> list[dict]:
         found = study.select(**words)
         row = _names(words) | {"seeds": " ".join(str(r["run"]["seed"]) for r in found)}
         for split, metric in columns:
-            mean, std = records.mean_std(found, "metrics", split, metric)
-            row[f"{split} {metric.upper()}"] = f"{mean:.4g} ± {std:.2g}" if len(found) > 1 else f"{mean:.4g}"
+            row[f"{split} {metric.upper()}"] = records.score_words(found, split, metric)
         rows.append(row)
     return rows
 

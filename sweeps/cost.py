@@ -10,21 +10,18 @@ counted, in multiplications.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import grid
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from callkit import config, data, metrics
+from callkit import config, data, metrics, records
 from callkit.checkpoints import build_model
 from callkit.config import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-SPEED = json.loads((ROOT / "benchmarks/speed.json").read_text())
+SPEED = records.benchmark("speed")
 CLASSES = {"celeba-hq": 2, "cifar100": 100}  # others: 10
 
 

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import yaml
 
-from callkit.config import GUIDANCE_SCALE, TrainConfig, make_config
+from callkit.config import GUIDANCE_SCALE, WORDS, TrainConfig, make_config
 from callkit.records import PAPER_TABLES, run_folder
 
 GRIDS = Path(__file__).parent / "grids"
 KEYS = ("paper_table", "guidance_scale", "common", "runs")
-WORDS = ("dataset", "imbalance_ratio", "method", "profile", "seed")  # that every run must have
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def _configs(settings: dict) -> Iterator[TrainConfig]:
     if missing := [word for word in WORDS if word not in settings]:
         raise ValueError(f"no {missing[0]}; each run needs {', '.join(WORDS)}")
     for values in product(*map(_list, settings.values())):
-        arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in zip(settings, values, strict=True)}
+        arguments = dict(zip(settings, values, strict=True))
         if arguments["imbalance_ratio"] == "natural":
             arguments["imbalance_ratio"] = None
         config = make_config(**arguments)

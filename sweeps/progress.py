@@ -29,7 +29,6 @@ def main() -> None:
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     settings = make_config(a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed)
-    name = f"{records.data_word(a.dataset, a.imbalance_ratio)}-{a.method}-{a.profile}-seed{a.seed}.safetensors"
     records.check_writable(a.out)
     taken = {}
     with tempfile.TemporaryDirectory() as run:
@@ -42,7 +41,7 @@ def main() -> None:
         weights: torch.stack([images[weights] for images in taken.values()]) for weights in taken[settings.steps]
     }
     tensors["step"] = torch.tensor(list(taken))
-    checkpoints.save_checkpoint(a.out / name, tensors, metadata | {"per_class": a.per_class})
+    checkpoints.save_checkpoint(a.out / records.released_name(settings), tensors, metadata | {"per_class": a.per_class})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import torch
 from callkit import __main__ as cli
 from callkit import checkpoints, config, data, evaluation, live, metrics, records, sampling, training, viz
 
-SPEED = json.loads((Path(__file__).parents[1] / "benchmarks/speed.json").read_text())["milliseconds"]
+SPEED = records.benchmark("speed")["milliseconds"]
 MARKS, WEIGHTS = "marks.jsonl", "weights-bf16.safetensors"
 MARGIN = 1.2  # on the estimate of an evaluation
 
