@@ -8,7 +8,7 @@ import gzip
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -62,11 +62,17 @@ class ImageSet:
 class LongTailed:
     """A whole set, and the positions in it that are trained on.
 
-    `train` are the images kept, `unseen` those left out; each is copied when first asked for.
+    `train` are the images kept, `unseen` those left out; each is copied when first asked for. `test` is a set apart, of
+    which nothing is ever trained on; `reference` is what generated images are compared with: that, or the whole set.
     """
 
     full: ImageSet
     kept: np.ndarray
+    test: ImageSet | None = None
+
+    @property
+    def reference(self) -> ImageSet:
+        return self.full if self.test is None else self.test
 
     @cached_property
     def train(self) -> ImageSet:
@@ -160,11 +166,11 @@ def _digits(root: Path, size: int) -> ImageSet:
     )
 
 
-def _torchvision(name: str, root: Path):
+def _torchvision(name: str, root: Path, train: bool = True):
     from torchvision import datasets
 
     try:
-        return getattr(datasets, name)(root, train=True, download=True)
+        return getattr(datasets, name)(root, train=train, download=True)
     except (URLError, RuntimeError, ConnectionError) as error:
         raise OSError(f"{name} is not in {root}, and could not be downloaded: {error}") from error
 
@@ -182,15 +188,16 @@ DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # of the package dat
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
-def _fashion(root: Path, size: int) -> ImageSet:
+def _fashion(root: Path, size: int, train: bool = True) -> ImageSet:
     """28 x 28, padded with black to 32, and averaged over squares of pixels for smaller sizes."""
     if DEBIAN_FASHION.is_dir():
-        with gzip.open(DEBIAN_FASHION / "train-images-idx3-ubyte.gz") as f:
+        part = "train" if train else "t10k"
+        with gzip.open(DEBIAN_FASHION / f"{part}-images-idx3-ubyte.gz") as f:
             images = torch.frombuffer(bytearray(f.read()[16:]), dtype=torch.uint8).view(-1, 28, 28)
-        with gzip.open(DEBIAN_FASHION / "train-labels-idx1-ubyte.gz") as f:
+        with gzip.open(DEBIAN_FASHION / f"{part}-labels-idx1-ubyte.gz") as f:
             labels = torch.frombuffer(bytearray(f.read()[8:]), dtype=torch.uint8).long()
     else:
-        data = _torchvision("FashionMNIST", root)
+        data = _torchvision("FashionMNIST", root, train)
         images, labels = data.data, data.targets.long()
     images = F.pad(images[:, None], (2, 2, 2, 2))
     if size < 32:
@@ -244,12 +251,13 @@ class DataSet(NamedTuple):
 
     load: Callable[[Path, int], ImageSet]
     sizes: tuple[int, ...]  # image sizes that it may have, the default first; decoded pictures may have any
+    load_test: Callable[[Path, int], ImageSet] | None = None  # a balanced test set, for those whose reference it is
 
 
 ANY = tuple(range(4, 1025))
 DATASETS = {
     "digits": DataSet(_digits, (8,)),
-    "fashion-mnist": DataSet(_fashion, (32, 16, 8)),
+    "fashion-mnist": DataSet(_fashion, (32, 16, 8), partial(_fashion, train=False)),
     "cifar10": DataSet(_cifar("CIFAR10"), (32,)),
     "cifar100": DataSet(_cifar("CIFAR100"), (32,)),
     "celeba-hq": DataSet(_celeba_hq, (64, *ANY)),
@@ -294,7 +302,8 @@ def load_long_tailed(
 
     N_max is the size of the smallest class, so that every class can fill its share; for celeba-hq, whose majority is
     to be the larger class, it is N / C, as in the field's code. `held_out`, for imbalance_ratio=None alone, is the
-    share of each class that is not trained on, rounded to whole images; ValueError if it leaves a class empty.
+    share of each class that is not trained on, rounded to whole images; ValueError if it leaves a class empty. A test
+    set comes along for those of DATASETS that have one.
     """
     if held_out and imbalance_ratio is not None:
         raise ValueError(
@@ -302,12 +311,15 @@ def load_long_tailed(
             f"at {imbalance_ratio:g} the images left out are held out already"
         )
     full = load(dataset, root, image_size)
+    load_test = DATASETS[dataset].load_test if dataset in DATASETS else None
+    test = load_test(Path(root), full.images.shape[-1]) if load_test else None
     if imbalance_ratio is None:
         counts = full.counts - np.rint(held_out * full.counts).astype(int)
         if counts.min() < 1:
             name = full.class_names[counts.argmin()]
             raise ValueError(f"held_out {held_out:g} leaves no training image of class {name}")
-        return LongTailed(full, long_tailed_indices(full.labels, counts) if held_out else np.arange(len(full)))
+        kept = long_tailed_indices(full.labels, counts) if held_out else np.arange(len(full))
+        return LongTailed(full, kept, test)
     n_max = len(full) // full.num_classes if dataset == "celeba-hq" else int(full.counts.min())
     counts = long_tailed_counts(n_max, full.num_classes, imbalance_ratio)
-    return LongTailed(full, long_tailed_indices(full.labels, counts))
+    return LongTailed(full, long_tailed_indices(full.labels, counts), test)

@@ -19,10 +19,16 @@ from tqdm.auto import tqdm
 from callkit import checkpoints, config, data, distributed, metrics, records, sampling
 from callkit.diffusion import NoiseSchedule
 
-REFERENCE = {
-    True: "the whole balanced set, training images included",
-    False: "the whole set, training images included; its classes are not of one size",
-}
+
+def _reference(real: data.LongTailed, imbalance_ratio: float | None) -> str:
+    """What `real.reference` is, for the record."""
+    if real.test is not None:
+        return "the balanced test set, of which nothing is trained on"
+    if imbalance_ratio is not None:
+        return "the whole balanced set, training images included"
+    return "the whole set, training images included; its classes are not of one size"
+
+
 SAMPLE_SEED_OFFSET = 10_000  # so that sampling noise is not the training run's, and differs between seeds
 
 
@@ -201,7 +207,7 @@ def evaluate_run(
     sampling_seconds = time.perf_counter() - began
     if distributed.rank() > 0:
         return None
-    described = metrics.describe_real(real.full, extractor, Path(data_root) / data.CACHE, device, progress)
+    described = metrics.describe_real(real.reference, extractor, Path(data_root) / data.CACHE, device, progress)
     scores = metrics.score(generated, labels, real, described, images, per_split, progress)
 
     record = {
@@ -223,8 +229,8 @@ def evaluate_run(
             "extractor_sha256": metrics.extractor_hash(extractor),
             "generated_images": images // model.num_classes * model.num_classes,
             "generated_images_per_split": per_split,
-            "real_images": len(real.full),
-            "reference": REFERENCE[run.imbalance_ratio is not None],
+            "real_images": len(real.reference),
+            "reference": _reference(real, run.imbalance_ratio),
             "recall_neighborhood": metrics.NEIGHBORHOOD,
             "kid_subset_size": metrics.KID_SUBSET_SIZE,
         },

@@ -342,22 +342,23 @@ def score(
     """Every score, keyed "overall", "many", "medium", "few" and "class-<c>".
 
     generated  `describe` of the generated images, of classes `labels` (N,), every class among them
-    described  `describe` of all of `real.full`, the reference: training images included (the field's protocol)
+    described  `describe` of all of `real.reference`: a test set, or the whole set, training images included (the
+               field's protocol)
     images     how many generated images count overall, equally many of each class (default: all of them);
                the first of each class are taken
     per_split  the same for each split
 
     Under "unseen-<split>" the reference is only the images that were never trained on, where every class of the split
-    has at least 50. "copies" compares, per split, the share of images nearest to a training image with the share
-    expected of a model that does not copy; it is empty where nothing was left out.
+    has at least 50 and there is no test set. "copies" compares, per split, the share of images nearest to a training
+    image with the share expected of a model that does not copy; it is empty where nothing was left out.
     """
     num_classes, groups = real.full.num_classes, data.splits(real.train.counts)
     missing = set(range(num_classes)) - set(labels.tolist())
     if missing:
         raise ValueError(f"no generated image of class {sorted(missing)[0]}: every class is needed")
-    everything, y_real = torch.arange(len(labels)), real.full.labels
+    everything, y_real = torch.arange(len(labels)), real.reference.labels
     unseen = torch.from_numpy(real.left_out)
-    y_unseen = y_real[unseen]
+    y_unseen = real.full.labels[unseen]
 
     def of(classes, total: int | None) -> Tensor:
         """Positions of the generated images of these classes that count."""
@@ -376,7 +377,7 @@ def score(
     for name, classes in groups.items():
         rows = torch.isin(y_real, torch.tensor(classes))
         jobs[name] = lambda c=classes, r=rows: against(of(c, per_split), r.nonzero()[:, 0])
-        if np.bincount(y_unseen, minlength=num_classes)[classes].min() >= MIN_UNSEEN:
+        if real.test is None and np.bincount(y_unseen, minlength=num_classes)[classes].min() >= MIN_UNSEEN:
             rows = unseen[torch.isin(y_unseen, torch.tensor(classes))]
             jobs[f"unseen-{name}"] = lambda c=classes, r=rows: against(of(c, per_split), r, logits=False)
     for c in every:
@@ -384,16 +385,17 @@ def score(
     scores = {name: job() for name, job in tqdm(jobs.items(), desc="scores", unit="set", disable=not progress)}
 
     copies = {}
+    pictures = described.thumbnails if real.test is None else thumbnails(real.full.images)
     for name, classes in groups.items():
         with_unseen = [c for c in classes if (y_unseen == c).any()]
         if not with_unseen:
             continue
-        kept = torch.from_numpy(real.kept)
+        kept, y = torch.from_numpy(real.kept), real.full.labels
         share = [
             nearest_is_train(
                 generated.thumbnails[labels == c],
-                described.thumbnails[kept[y_real[kept] == c]],
-                described.thumbnails[unseen[y_unseen == c]],
+                pictures[kept[y[kept] == c]],
+                pictures[unseen[y_unseen == c]],
             )
             for c in with_unseen
         ]
@@ -409,4 +411,4 @@ def evaluate(images: Tensor, labels: Tensor, real: data.LongTailed, extractor: s
             f"images must be uint8 (N, {', '.join(map(str, real.full.images.shape[1:]))}), "
             f"got {images.dtype} {tuple(images.shape)}"
         )
-    return score(describe(images, extractor), labels, real, describe(real.full.images, extractor))
+    return score(describe(images, extractor), labels, real, describe(real.reference.images, extractor))

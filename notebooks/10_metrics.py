@@ -222,7 +222,7 @@ pd.Series(
 # * **Labels are exactly balanced**, as many images of each class, not drawn at random. A rare class counts as much as
 #   a common one.
 # * **The reference is the whole balanced set**, which contains the training images. That is the field's custom, and a
-#   trap (below).
+#   trap (below). For Fashion-MNIST, on which nobody has numbers to compare with, it is the test set.
 # * **Splits.** Many, Medium, Few are thirds of the classes by size, the remainder to Few: classes 0–2, 3–5, 6–9 of
 #   ten and 0–32, 33–65, 66–99 of a hundred. A split's score compares the generated images of its classes with the
 #   real ones of its classes. In the profile `paper` these are 50,000 images overall and 20,000 for each split, as in

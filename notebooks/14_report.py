@@ -473,7 +473,7 @@ Markdown(
 # | label dropped | not said | per sample; the field's code: per batch | the same in expectation |
 # | RS, focal, ADA | no formula | {eq}`eq-rs` with $\rho = 1$, {eq}`eq-focal`, a fixed pipeline | {doc}`09_rivals` |
 # | FID features | Inception | a small digits classifier; not comparable | digits are no photographs |
-# | reference | "a balanced set of real images" | all images, those trained on included; Few also against unseen ones | {doc}`04_general_and_expert` |
+# | reference | "a balanced set of real images" | all images, those trained on included; Few also against unseen ones. Fashion-MNIST: its test set | {doc}`04_general_and_expert` |
 # | deviations | over unknown runs | over seeds, and paired | {doc}`11_ablations` |
 #
 # ## What would change these verdicts

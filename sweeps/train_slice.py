@@ -93,13 +93,13 @@ class Slice:
 
     def describe_real(self) -> None:
         """The reference: mean and covariance of all real images and of each split's."""
-        full, groups = self.real.full, data.splits(self.real.train.counts)
-        self.groups = {"overall": list(range(full.num_classes)), **groups}
+        images, groups = self.real.reference, data.splits(self.real.train.counts)
+        self.groups = {"overall": list(range(images.num_classes)), **groups}
         cache = self.data_root / data.CACHE
-        self.say(f"{self.extractor} features of {len(full):,} real images")
-        described = metrics.describe_real(full, self.extractor, cache, self.device, progress=True)
+        self.say(f"{self.extractor} features of {len(images):,} real images")
+        described = metrics.describe_real(images, self.extractor, cache, self.device, progress=True)
         self.reference = {
-            k: metrics.statistics(described.features[_of(full.labels, c)]) for k, c in self.groups.items()
+            k: metrics.statistics(described.features[_of(images.labels, c)]) for k, c in self.groups.items()
         }
 
     def lacking(self, run: Path) -> list[str]:
@@ -165,7 +165,7 @@ class Slice:
             "guidance_scale": config.GUIDANCE_SCALE,
             "extractor": self.extractor,
             "extractor_sha256": metrics.extractor_hash(self.extractor),
-            "real_images": len(self.real.full),
+            "real_images": len(self.real.reference),
             "seconds": {
                 "training": round(metadata["seconds"], 1),
                 "evaluation": None if broken_off else round(time.monotonic() - began, 1),

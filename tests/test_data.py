@@ -136,21 +136,33 @@ def png(path: Path, color, size=(20, 20), mode="RGB"):
 
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
-    """Debian's layout, three images whose pixel values are their numbers."""
-    images = np.zeros((3, 28, 28), np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None] * 40
-    for name, header, array in (("images-idx3", 16, images), ("labels-idx1", 8, np.array([5, 0, 9], np.uint8))):
-        with gzip.open(tmp_path / f"train-{name}-ubyte.gz", "wb") as f:
-            f.write(bytes(header) + array.tobytes())
+    """Debian's layout, an image of each class, the last class first; all pixels are 20 times its place, in the test
+    set 1 more."""
+    labels = np.arange(10, dtype=np.uint8)[::-1]
+    for part, more in (("train", 0), ("t10k", 1)):
+        images = np.zeros((10, 28, 28), np.uint8) + np.arange(10, dtype=np.uint8)[:, None, None] * 20 + more
+        for name, header, array in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
+            with gzip.open(tmp_path / f"{part}-{name}-ubyte.gz", "wb") as f:
+                f.write(bytes(header) + array.astype(np.uint8).tobytes())
     monkeypatch.setattr(data, "DEBIAN_FASHION", tmp_path)
 
 
 @pytest.mark.parametrize(("size", "inner"), [(None, slice(2, 30)), (16, slice(1, 15)), (8, slice(1, 7))])
 def test_fashion_mnist_is_padded_and_averaged(fashion, size, inner):
     found = data.load("fashion-mnist", image_size=size)
-    assert found.images.shape == (3, 1, size or 32, size or 32) and found.labels.tolist() == [5, 0, 9]
-    assert (found.images[2, 0, inner, inner] == 80).all()
-    corner = found.images[2, 0, 0, 0].item()
+    assert found.images.shape == (10, 1, size or 32, size or 32) and found.labels.tolist() == [*range(9, -1, -1)]
+    assert (found.images[4, 0, inner, inner] == 80).all()
+    corner = found.images[4, 0, 0, 0].item()
     assert corner == (20 if size == 8 else 0)  # of 16 pixels 4 lie inside
+
+
+def test_the_reference_of_fashion_mnist_is_its_test_set_and_of_others_the_whole_set(fashion):
+    for ratio in (1, None):
+        real = data.load_long_tailed("fashion-mnist", ratio, image_size=8)
+        assert real.reference is real.test and real.test.images[4, 0, 4, 4] == 81
+        assert real.train.images.shape == real.test.images.shape and real.full.images[4, 0, 4, 4] == 80
+    digits = data.load_long_tailed("digits", 50)
+    assert digits.test is None and digits.reference is digits.full
 
 
 def test_a_fixed_size_is_refused_by_name():

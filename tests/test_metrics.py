@@ -121,6 +121,20 @@ def test_evaluate_reports_every_split_class_and_copy_check(real):
     assert trained["copies"]["many"]["nearest_is_train"] == 1
 
 
+def test_a_test_set_is_the_reference_and_copies_are_still_told_from_the_training_set(real):
+    half, test = real.full.subset(range(900)), real.full.subset(range(900, 1797))
+    kept = np.concatenate([np.flatnonzero(half.labels == c)[: 30 - 3 * c] for c in range(10)])
+    apart = data.LongTailed(half, kept, test)
+    found = metrics.evaluate(apart.train.images, apart.train.labels, apart)
+    assert set(found["metrics"]) == {"overall", "many", "medium", "few", *(f"class-{c}" for c in range(10))}
+    every = metrics.describe(apart.test.images).features
+    ours = metrics.describe(apart.train.images).features
+    assert found["metrics"]["overall"]["fid"] == pytest.approx(metrics.compare(ours, every)["fid"], rel=1e-6)
+    assert all(share["nearest_is_train"] == 1 for share in found["copies"].values())
+    others = metrics.evaluate(apart.unseen.images, apart.unseen.labels, apart)
+    assert all(share["nearest_is_train"] == 0 for share in others["copies"].values())
+
+
 def test_the_copy_machine_shows_each_training_image_in_turn():
     train = data.load_long_tailed("digits", 50).train
     index = metrics.copy_machine(train, per_class=20)

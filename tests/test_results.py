@@ -17,6 +17,7 @@ from callkit.training import EXPLODED
 RECORDS = records.load_records()
 DIVERGED = records.load_records(diverged=True)
 LARGEST_CLASS = {"digits": 174, "fashion-mnist": 6000}  # in the balanced set
+REFERENCE = {"digits": 1_797, "fashion-mnist": 10_000}  # images: the whole set, the test set
 
 
 def name(record):
@@ -50,6 +51,7 @@ def test_record_is_complete_and_says_where_it_comes_from(record):
     assert run["class_counts"] == counts.tolist()
     evaluation = record["evaluation"]
     assert evaluation["extractor_sha256"] == metrics.extractor_hash(evaluation["extractor"])
+    assert evaluation["real_images"] == REFERENCE[run["dataset"]]
     check_provenance(record)
     for split in ("overall", "many", "medium", "few"):
         assert record["metrics"][split]["fid"] > 0 and 0 <= record["metrics"][split]["recall"] <= 1
