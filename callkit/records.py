@@ -202,6 +202,16 @@ def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
     return sorted(made, key=lambda study: -len(study.records))
 
 
+def by_steps(found: list[Study]) -> dict[str, dict[int, Study]]:
+    """Families of studies that differ in nothing but their number of training steps, and are in that order."""
+    families: dict[str, dict[int, Study]] = {}
+    steps = {study.name: study.records[0]["run"]["steps"] for study in found}
+    for study in sorted(found, key=lambda study: steps[study.name]):
+        n = steps[study.name]
+        families.setdefault(study.name.replace(f"-steps={n}", ""), {})[n] = study
+    return {name: family for name, family in families.items() if len(family) > 1}
+
+
 def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, profile: str) -> Study:
     """The one with these words, the data set's own image size and the profile's own steps; ValueError if none has."""
     by_name = {study.name: study for study in found}

@@ -1,16 +1,19 @@
 """Every table and result figure, from records alone: what `make table` writes.
 
 No network is loaded and no image drawn. Per study (records that may be compared) there are three tables and up to six
-figures, each made of all that the study holds; a record more is a dot, a row or a file more.
+figures, each made of all that the study holds, and up to two more per family of studies that differ in their number of
+training steps; a record more is a dot, a row or a file more.
 """
 
 import csv
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from callkit import claims, records, viz
+from callkit.config import TITLES
 from callkit.records import Study, label, method_overrides
 from callkit.statistics import Paired, paired
 
@@ -104,23 +107,28 @@ def ratios(study: Study, words: dict, baseline: dict) -> dict[str, Paired]:
     return {s: paired(*pair, s, ratio=True) for s in splits(study)}
 
 
+def fids(study: Study, words: dict) -> dict[str, list[float]]:
+    """By split, of each seed."""
+    return {s: [r["metrics"][s]["fid"] for r in study.select(**words)] for s in splits(study)}
+
+
+def unguided(study: Study) -> list[dict]:
+    """`variants` of the whole network without guidance, plain DDPM first."""
+    found = [w for w in variants(study) if w["weights"] == "theta" and w["guidance_scale"] == 1]
+    return sorted(found, key=lambda w: w["method"] != "ddpm")
+
+
 def figures(study: Study) -> dict[str, Figure]:
     """By name; those for which the study has records."""
-    unguided = [w for w in variants(study) if w["weights"] == "theta" and w["guidance_scale"] == 1]
     made = {}
-
-    fid = {}
-    for words in sorted(unguided, key=lambda w: w["method"] != "ddpm"):
-        if not words["overrides"]:
-            found = study.select(**words)
-            fid[words["method"]] = {s: [r["metrics"][s]["fid"] for r in found] for s in splits(study)}
+    fid = {w["method"]: fids(study, w) for w in unguided(study) if not w["overrides"]}
     if fid:
         made["methods"] = viz.variant_dots(fid)
         for axes in made["methods"].axes:
             viz.log_axis(axes.xaxis)
 
     against: dict[bool, dict] = {False: {}, True: {}}  # by whether there are overrides
-    for words in unguided:
+    for words in unguided(study):
         ratio = ratios(study, words, plain(words, "ddpm"))
         if words["method"] != "ddpm" and ratio["few"].seeds:
             name = f"{label(words['method'], words['overrides'])} (n = {len(ratio['few'].seeds)})"
@@ -132,11 +140,9 @@ def figures(study: Study) -> dict[str, Figure]:
     guided: dict[str, dict] = {}
     for words in variants(study):
         if words["weights"] == "theta" and not words["overrides"]:
-            found = study.select(**words)
-            by_split = {s: [r["metrics"][s]["fid"] for r in found] for s in splits(study)}
-            guided.setdefault(words["method"], {})[words["guidance_scale"]] = by_split
+            guided.setdefault(words["method"], {})[words["guidance_scale"]] = fids(study, words)
     if guided := {m: by_scale for m, by_scale in guided.items() if len(by_scale) > 1}:
-        made["guidance"] = viz.guidance_curves(guided)
+        made["guidance"] = viz.score_curves(guided, "guidance scale")
 
     if call := study.select("call"):
         made["distance"] = viz.distance_curves([r["training"]["curve"] for r in call], call[0]["config"]["bound"])
@@ -149,10 +155,27 @@ def figures(study: Study) -> dict[str, Figure]:
     return made
 
 
+def steps_figures(family: dict[int, Study]) -> dict[str, Figure]:
+    """Of studies by their training steps (`records.by_steps`): FID against steps, and against DDPM's at each number."""
+    by_method: dict[str, dict[int, dict]] = {}
+    against: dict[str, dict[str, Paired]] = {}
+    for steps, study in family.items():
+        for words in unguided(study):
+            if words["overrides"]:
+                continue
+            by_method.setdefault(words["method"], {})[steps] = fids(study, words)
+            ratio = ratios(study, words, plain(words, "ddpm"))
+            if words["method"] != "ddpm" and (n := len(ratio["few"].seeds)):
+                against[f"{TITLES[words['method']]}, {steps:,} steps (n = {n})"] = ratio
+    made = {"steps": viz.score_curves(by_method, "training steps")} if by_method else {}
+    return made | ({"steps-against-ddpm": viz.interval_dots(against)} if against else {})
+
+
 def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path]:
     """Tables as Markdown and CSV, figures as PNG and SVG. The same records give the same bytes.
 
     <study>-scores, -differences, -claims; -methods, -against-ddpm, -variants, -guidance, -distance, -divergence;
+    <studies>-steps, -steps-against-ddpm;
     records.csv, all scores; all.md, every variant and when diverged runs stopped; measured, the claims that are about
     no score; paper-table1 to 5, ours beside the paper's numbers.
     """
@@ -178,14 +201,17 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
     for number in records.PAPER_TABLES:
         table(f"paper-table{number}", records.rows_beside_the_paper(number, finished))
     viz.style()
-    for study in records.studies(finished, diverged):
+    studies = records.studies(finished, diverged)
+    for study in studies:
         for name, rows in (("scores", score_rows), ("differences", difference_rows), ("claims", claim_rows)):
             if found := rows(study):
                 table(f"{study.name}-{name}", found)
-        for name, figure in figures(study).items():
-            for suffix in ("png", "svg"):
-                path = folder / f"{study.name}-{name}.{suffix}"
-                with plt.rc_context({"svg.hashsalt": name}):
-                    figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
-                written.append(path)
+    drawn = {study.name: figures(study) for study in studies}
+    drawn |= {name: steps_figures(family) for name, family in records.by_steps(studies).items()}
+    for (of, made), suffix in product(drawn.items(), ("png", "svg")):
+        for name, figure in made.items():
+            path = folder / f"{of}-{name}.{suffix}"
+            with plt.rc_context({"svg.hashsalt": name}):
+                figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
+            written.append(path)
     return written

@@ -289,21 +289,22 @@ def forest(rows: list[tuple[str, Paired, str, str]]) -> Figure:
     return figure
 
 
-def guidance_curves(by_method: dict[str, dict[float, dict[str, list[float]]]]) -> Figure:
-    """FID against the guidance scale, a dot per seed and a line through the means: by_method[method][scale][split]."""
+def score_curves(by_method: dict[str, dict[float, dict[str, list[float]]]], xlabel: str) -> Figure:
+    """FID against a number, as the guidance scale or the training steps, a dot per seed and a line through the means:
+    by_method[method][number][split]."""
     splits = list(next(iter(next(iter(by_method.values())).values())))
     figure, panels = _figure(1, len(splits), figsize=(7.2, 3.6))
     bases = dict.fromkeys(name.removesuffix("-call") for name in by_method)  # with CALL on top: dashed
     color = dict(zip(bases, itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE)), strict=False))
     for axes, split in zip(panels, splits, strict=True):
-        for name, by_scale in by_method.items():
+        for name, by_number in by_method.items():
             base = name.removesuffix("-call")
             style = dict(color=color[base], linestyle="-" if name == base else "--")
-            mean = [np.mean(scores[split]) for scores in by_scale.values()]
-            axes.plot([*by_scale], mean, label=TITLES.get(name, name), **style)
-            for scale, scores in by_scale.items():
-                axes.plot([scale] * len(scores[split]), scores[split], "o", color=color[base], markersize=4)
-        axes.set(title=split.capitalize(), xlabel="guidance scale")
+            mean = [np.mean(scores[split]) for scores in by_number.values()]
+            axes.plot([*by_number], mean, label=TITLES.get(name, name), **style)
+            for number, scores in by_number.items():
+                axes.plot([number] * len(scores[split]), scores[split], "o", color=color[base], markersize=4)
+        axes.set(title=split.capitalize(), xlabel=xlabel)
         log_axis(axes.yaxis)
     panels[0].set_ylabel("FID (lower is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -178,7 +178,7 @@ for name, classes in splits.items():
 #
 # ```{exercise}
 # :label: ex-mean-count
-# On which fraction of the balanced set does a model train at imbalance ratio 100, if there are very many classes?
+# What fraction of the balanced set does a model train on at imbalance ratio 100, if there are very many classes?
 # Compare your formula with ten classes.
 # ```
 #

@@ -17,7 +17,7 @@
 #
 # **Objective.** Derive what `callkit.diffusion`, `callkit.unet` and `callkit.sampling` compute, on the pixels of
 # digits: the loss, the network and where the class enters it, the samplers. **Prerequisites.**
-# {doc}`01_two_dimensions`; convolutions. **Time.** 30 minutes to read, half a minute to run. **The one figure.**
+# {doc}`01_two_dimensions`; convolutions. **Time.** 30 minutes to read, a minute to run. **The one figure.**
 # {numref}`fig-unet`.
 #
 # {doc}`01_two_dimensions` built a diffusion model of points: noise in one formula, the exact answer, a small network,
@@ -437,8 +437,8 @@ assert torch.allclose(unet(model, x_t, t, y), model(x_t, t, y), atol=1e-5)
 # halves share (the deepest features, the skips and `emb`), and `decode` goes on from there. CALL predicts twice and
 # needs the first half only once.
 #
-# Two facts about the class matter later. {term}`Null`, "no class", adds exactly nothing. And no convolution ever sees
-# the class: only the projections `emb` of the blocks do. They are a small share of the parameters, and an expert
+# Two facts about the class matter later. {term}`Null`, "no class", adds exactly nothing. And no convolution is told
+# the class: it comes in through the projections `emb` of the blocks alone. They are a small share of the parameters, and an expert
 # there can answer to one class without touching the others ({doc}`07_a_floor_for_the_loss` measures what happens
 # without them). How much of what the class does is done in the up path alone? Encode *without* a class, decode with
 # it, and compare with telling both halves:
@@ -570,7 +570,7 @@ assert torch.allclose(step.x, ours, atol=1e-4)
 #
 # An ancestral chain of fewer steps is a chain on a coarser schedule, whose $\bar\alpha$ are a subset of the thousand.
 # The network is told the original $t$. Its noise in each step may have either of two variances, "large" ($\beta_t$,
-# the usual choice) and "small" ($\tilde\beta_t$). All three, scored by {term}`FID` against all real digits (lower is
+# the usual choice) and "small" ($\tilde\beta_t$). DDIM and the two chains, scored by {term}`FID` against all real digits (lower is
 # better; {doc}`10_metrics` derives it):
 
 
@@ -649,7 +649,7 @@ pd.DataFrame(table).T.rename_axis("steps", axis=1)
 # ```
 #
 # In this book $s = 1$ is none, 0 is unconditional, and a {term}`guidance scale` above 1 sharpens the class. CBDM, OC
-# and the authors' later code write $1 + w$ for $s$: their $w = 1.5$ is our 2.5. What it does to the samples, from the
+# and the code of the paper's later version, {cite:t}`hong2026cm`, write $1 + w$ for $s$: their $w = 1.5$ is our 2.5. What it does to the samples, from the
 # same noise in each column:
 
 # %%
@@ -811,7 +811,7 @@ for name, net in {
     print(f"{name:>12}: FID {score(drawn)[0]['fid']:.1f}")
 
 # %% [markdown]
-# A difference of the loss in its third digit, which one would overlook in a training curve, is a large one in FID.
+# A difference of the loss in its third decimal, which one would overlook in a training curve, is a large one in FID.
 # (The further training is one of 80 steps with a cold optimiser. It shows what averaging does, not that the network
 # had anything left to learn.)
 #

@@ -185,14 +185,14 @@ viz.explore(
 
 # %% [markdown]
 # From a tenth on the picture stays the same, while the changes grow more than a hundredfold: on the balanced set the
-# rarer a class is, the less it loses; on the training images rarity makes no difference.
+# rarer a class is, the less it loses; on the training images, pruned layer by layer, rarity makes little difference.
 #
 # ## What this says
 #
-# **On the training images** the correlations are positive, the direction of the paper's picture, though most are within
-# what chance gives.
-# **On the balanced set** the sign of layer-wise and filter pruning turns over: there minorities lose *less*. The reason
-# is in the losses before pruning:
+# **On the training images**, at a tenth, the correlations are positive, the direction of the paper's picture, though most
+# are within what chance gives.
+# **On the balanced set** the sign of layer-wise and filter pruning turns over: there minorities lose *less*. A likely
+# reason is in the losses before pruning:
 
 # %%
 pd.DataFrame(
@@ -275,6 +275,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
+# On Few it does not: both lose as much. Many and Medium lose less.
+#
 # ```{solution-end}
 # ```
 #

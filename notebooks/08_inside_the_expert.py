@@ -16,10 +16,10 @@
 # # 08 · Inside the expert
 #
 # **Objective.** Find out what the expert $\theta^e$ of a trained network really does, with six probes.
-# **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 20 minutes to read, two to run.
+# **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 20 minutes to read, some minutes to run.
 # **The one figure.** {numref}`fig-repairs`.
 #
-# {doc}`04_general_and_expert` ends on a striking result: without its expert, the network draws majorities as well as
+# {doc}`04_general_and_expert` found a striking result: without its expert, the network draws majorities as well as
 # before and fails on minorities. The paper reads its own such result (Table 4) as *the expert holds the minorities'
 # knowledge*. There is a second reading. The loss rewards $\theta^g$ for being **wrong** on minorities, and there are
 # many ways to be wrong, some of which need no knowledge at all. The two readings make different predictions, so we can

@@ -75,7 +75,7 @@ def batch_of(index):
 # ## RS: draw the classes evenly
 #
 # **Idea.** Draw each batch so that every class has the same share, whatever its number of images. The paper cites
-# {cite:t}`mahajan2018rs` and gives no formula; the family of rules is
+# {cite:t}`mahajan2018rs` and gives no formula; which of this family it ran we do not know:
 #
 # ```{math}
 # :label: eq-rs
@@ -348,8 +348,8 @@ figure
 # = \mathbb{E}_{y' \sim r} \frac{\lVert \mu_y - \mu_{y'} \rVert^2}{2 \sigma_t^2} .
 # ```
 #
-# Since $\mu_y - \mu_{y'}$ is a multiple of $h - h'$, the right side is the bracket of {eq}`eq-cbdm` without its
-# stop-gradients. The premise, an $\mathbf{x}_t$ that does not know its label, is true at large $t$ only, which is where
+# Since $\mu_y - \mu_{y'}$ is a multiple of $h - h'$, the right side is, up to a factor, the bracket of {eq}`eq-cbdm` without
+# its stop-gradients. The premise, an $\mathbf{x}_t$ that does not know its label, is true at large $t$ only, which is where
 # the factor $t/T$ puts the weight. To adjust the labels to a *uniform* distribution, $r$ would be uniform; the published
 # code draws $y'$ from the training frequencies unless it fine-tunes, and so does our default.
 #
@@ -431,8 +431,8 @@ viz.image_rows(rows, [f"t = {t}" for t in levels])
 # ```{math}
 # :label: eq-oc-posterior
 # w_j = \frac{p(\mathbf{x}_t \mid \mathbf{x}_{0,j})}{\sum_k p(\mathbf{x}_t \mid \mathbf{x}_{0,k})}
-# = \operatorname{softmax}_j \left( - \frac{\lVert \mathbf{x}_t / \sqrt{\bar\alpha_t} - \mathbf{x}_{0,j} \rVert^2}{2 \sigma_t^2} \right),
-# \qquad \sigma_t^2 = \frac{1}{\bar\alpha_t} - 1 .
+# = \operatorname{softmax}_j \left( - \frac{\lVert \mathbf{x}_t / \sqrt{\bar\alpha_t} - \mathbf{x}_{0,j} \rVert^2}{2 \varsigma_t^2} \right),
+# \qquad \varsigma_t^2 = \frac{1}{\bar\alpha_t} - 1 .
 # ```
 #
 # Draw $z \sim w$, and train on the noise that would have led from $\mathbf{x}_{0,z}$ to the same $\mathbf{x}_t$:
@@ -441,7 +441,7 @@ viz.image_rows(rows, [f"t = {t}" for t in levels])
 # :label: eq-oc
 # \mathcal{L}_\text{OC} = \lVert \epsilon_\theta(\mathbf{x}_t, t, y) - \epsilon_z \rVert^2, \qquad
 # \epsilon_z = \frac{\mathbf{x}_t - \sqrt{\bar\alpha_t}\,\mathbf{x}_{0,z}}{\sqrt{1 - \bar\alpha_t}}
-# = \epsilon + \frac{\mathbf{x}_0 - \mathbf{x}_{0,z}}{\sigma_t} .
+# = \epsilon + \frac{\mathbf{x}_0 - \mathbf{x}_{0,z}}{\varsigma_t} .
 # ```
 #
 # The draw is **accepted** if the class of $z$ is at least as frequent as $y$ ("tail to head"); else $z$ is the sample
@@ -497,7 +497,7 @@ for t in (100, 400, 800):
     )
 
 # %% [markdown]
-# **Why large noise means transfer.** The logits of {eq}`eq-oc-posterior` carry the factor $1/\sigma_t^2$. At small $t$ they
+# **Why large noise means transfer.** The logits of {eq}`eq-oc-posterior` carry the factor $1/\varsigma_t^2$. At small $t$ they
 # are huge, $w$ puts everything on the sample itself, and OC is DDPM:
 
 # %%
@@ -701,7 +701,7 @@ scales = {
     name: sorted({r["run"]["guidance_scale"] for r in found[name]}) for name in found
 }
 guided = [name for name in found if len(scales[name]) > 1]
-viz.guidance_curves(
+viz.score_curves(
     {
         method: {
             scale: {
@@ -711,7 +711,8 @@ viz.guidance_curves(
         }
         for method, name in TITLES.items()
         if name in guided
-    }
+    },
+    "guidance scale",
 )
 
 # %%
@@ -751,7 +752,7 @@ frame
 
 # %% [markdown]
 # * **Guidance gives CBDM and OC back what their losses took.** Both fall several-fold. CBDM, which keeps more of the class
-#   signal, is served by the smaller scale; OC needs the larger one, as {numref}`fig-class-signal` has it, and is then
+#   signal, is served by the smaller scale but on Few; OC needs the larger one, as {numref}`fig-class-signal` has it, and is then
 #   among the best on Medium, on Few and overall.
 # * **Guidance helps DDPM and CALL on Few too**, and costs them on Many. Compare each method at its own best scale *and* at
 #   equal scales; not every scale was run for every method. A table without the scale is not a comparison, and the paper's

@@ -288,8 +288,9 @@ pd.Series(exposures, name="times each picture is seen").round().astype(int).to_f
 # ## Train
 #
 # The five words that name a run, and what is overridden. On a GPU what stands above the comment is all
-# there is; here the network and the schedule are shrunk to half a minute. Mirroring (`flip`) is off for folders of your own: it doubles the
-# pictures for free where left and right mean nothing, and is wrong for letters, signs, maps and hands.
+# there is; here the network and the schedule are shrunk to half a minute. Mirroring (`flip`) is off for folders of your own
+# unless you ask for it, as here: it doubles the pictures for free where left and right mean nothing, and is wrong for
+# letters, signs, maps and hands.
 
 # %% tags=["remove-stderr"]
 settings = config.make_config(
@@ -566,7 +567,7 @@ for plan, extra in plans.items():
 pd.DataFrame(rest, index=list(names)).loc[table.index]
 
 # %% [markdown]
-# Heaped on one class they lift $N^\ast$, and all others are pushed harder than before; spread out they halve the largest
+# Heaped on one class they lift $N^\ast$, and all others below it are pushed harder than before; spread out they halve the largest
 # $D^\ast$. It measures a class's place among the others, not what it lacks: doubling every class changes no $D^\ast$, and would
 # help all of them. Taking photos is the method that this book does not have.
 #

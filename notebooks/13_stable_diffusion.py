@@ -101,7 +101,7 @@ folder = Path(tempfile.mkdtemp())
 # Noise has unit variance in latent space too, so the bound $b$ keeps its meaning. Two things change. The schedule
 # $\bar\alpha_t$ is Stable Diffusion's own (linear in $\sqrt{\beta_t}$). And the adapters sit in the encoder half of the
 # U-Net as well, so that $\theta$ and $\theta^g$ share no features: two full passes, where the pixel model needs
-# one and a half.
+# about 1.7.
 #
 # ### In code
 #

@@ -1,5 +1,6 @@
 """What `make table` writes: complete, equal to the records, quick, and the same each time."""
 
+import copy
 import csv
 import time
 
@@ -72,6 +73,33 @@ def test_every_table_is_markdown_and_csv_and_every_figure_png_and_svg(written):
         assert f"digits-ir50-cpu-{name}" in names["svg"]
     assert {f"paper-table{n}" for n in records.PAPER_TABLES} <= names["md"]
     assert "diverged at step" in (written / "all.md").read_text()
+
+
+def with_steps(record, steps):
+    """As if the run had been trained for so long, and ten times better for it."""
+    other = copy.deepcopy(record)
+    other["run"] |= {"steps": steps, "overrides": record["run"]["overrides"] | {"steps": steps}}
+    for scores in other["metrics"].values():
+        scores["fid"] /= 10
+    return other
+
+
+def test_studies_that_differ_in_training_steps_alone_make_a_family(tmp_path):
+    some = [r for r in RECORDS if r["run"]["method"] in ("ddpm", "call") and r["run"]["dataset"] == "digits"]
+    longer = [with_steps(r, 12_000) for r in some]
+    found = records.studies(some + longer + [with_steps(r, 500) for r in some])
+    assert {n: [*f] for n, f in records.by_steps(found).items()} == {"digits-ir50-cpu": [500, 6_000, 12_000]}
+    assert records.by_steps(records.studies(some)) == {}
+    (family,) = records.by_steps(records.studies(some + longer)).values()
+    curves, against = tables.steps_figures(family).values()
+    ddpm = next(line for line in curves.axes[2].lines if line.get_label() == "DDPM")
+    fid = [r["metrics"]["few"]["fid"] for r in family[6_000].select("ddpm")]
+    assert ddpm.get_xdata().tolist() == [6_000, 12_000]
+    assert ddpm.get_ydata() == pytest.approx([np.mean(fid), np.mean(fid) / 10])
+    labels = [t.get_text() for t in against.axes[0].get_yticklabels()]
+    assert [x.partition(" (")[0] for x in labels] == ["CALL, 6,000 steps", "CALL, 12,000 steps"]
+    tables.write(some + longer, [], tmp_path)
+    assert (tmp_path / "digits-ir50-cpu-steps-against-ddpm.svg").exists()
 
 
 def test_the_same_records_give_the_same_bytes(written, tmp_path):

@@ -76,7 +76,7 @@ def test_figures_are_returned_not_left_open():
         viz.variant_dots({"DDPM": {"many": [2.0, 2.2], "few": [30.0]}, "CALL": {"many": [2.1], "few": [28.0, 29.0]}}),
         viz.interval_dots({"CALL": {"many": ratio, "few": ratio}}),
         viz.forest([("call < ddpm", ratio, "lower", "direction only")]),
-        viz.guidance_curves({m: {s: {"many": [2.0], "few": [30.0]} for s in (1.0, 1.5)} for m in ("oc", "oc-call")}),
+        viz.score_curves({m: {s: {"many": [2.0], "few": [30.0]} for s in (1, 1.5)} for m in ("oc", "oc-call")}, "s"),
         viz.signed_mass(np.array([1.0, -0.001, -0.02]), {"many": [0], "medium": [1], "few": [2]}),
         viz.distance_map(np.array([[1e-5, 1e-4], [0.1, 0.2]]), [20, 900]),
         viz.dial_curves([0.0, 1.0], {"many": [2.0, 2.0], "few": [300.0, 30.0]}),
