@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from callkit import checkpoints, config, distributed, live, records, training
+from callkit import checkpoints, config, data, distributed, live, records, training
 
 STOPPED = 75  # exit status of a run that can go on: the shell's "temporary failure"
 
 
-def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profiles=config.PROFILES):
+def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profiles=config.PROFILES, ratio=50):
     p = commands.add_parser("train", help="train a model, or go on with one that was stopped")
     names = ", ".join(name for name in networks if name != "imagefolder")
     p.add_argument(
@@ -22,8 +22,8 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
     p.add_argument(
         "--imbalance-ratio",
         type=imbalance_ratio,
-        default=50,
-        help="largest class / smallest class; 1 is balanced, and natural keeps all images (default: %(default)s)",
+        help="largest class / smallest class; 1 is balanced, and natural keeps all images "
+        f"(default: {ratio}; natural for your own images)",
     )
     p.add_argument("--method", default="call", help=f"one of {', '.join(methods)} (default: %(default)s)")
     p.add_argument("--profile", default="cpu", help=f"size of the run: {', '.join(profiles)} (default: %(default)s)")
@@ -44,17 +44,33 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
     p.add_argument("--compile", action="store_true", help="torch.compile the network, on a GPU with CUDA graphs")
     p.add_argument("--tensorboard", action="store_true", help="also write curves to RUN/tensorboard")
     add_device(p)
-    p.set_defaults(command=train, make_config=config.make_config, go=training.train, root=Path("runs"))
+    p.set_defaults(
+        command=train, make_config=config.make_config, go=training.train, root=Path("runs"), usual_ratio=ratio
+    )
     return p
 
 
-def imbalance_ratio(text: str) -> float | None:
-    return None if text == "natural" else float(text)
+def imbalance_ratio(text: str) -> float | str:
+    return text if text == "natural" else float(text)
 
 
 def add_device(p) -> None:
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    p.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    p.add_argument("--device", type=device, default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
+    p.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
+
+
+def device(text: str) -> str:
+    kind, _, number = text.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text}")
+    return text
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def _value(text: str):
@@ -79,13 +95,18 @@ def settings(pairs: list[str]) -> dict:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, got {pair!r}")
+        if name in config.WORDS:
+            raise ValueError(f"{name} is one of the words that name a run: use --{name.replace('_', '-')}, not --set")
         found[name] = _value(value)
     return found
 
 
 def train(a) -> None:
     overrides = settings(a.set)
-    c = a.make_config(a.dataset, a.imbalance_ratio, a.method, a.profile, a.seed, a.allocation, **overrides)
+    ratio = "natural" if a.dataset.startswith(data.IMAGEFOLDER) else a.usual_ratio
+    ratio = ratio if a.imbalance_ratio is None else a.imbalance_ratio
+    ratio = None if ratio == "natural" else ratio
+    c = a.make_config(a.dataset, ratio, a.method, a.profile, a.seed, a.allocation, **overrides)
     run = a.run or records.run_folder(c, a.root)
     words = f"{c.method} on {c.dataset}, IR {records.ratio_word(c.imbalance_ratio)}, profile {c.profile}, seed {c.seed}"
     steps = a.go(c, run, a.device, a.minutes, a.data_root, a.compile)
@@ -151,7 +172,7 @@ def add_sample(commands):
     p = commands.add_parser("sample", help="write a picture of samples, one row per class")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--out", type=Path, default=Path("samples.png"))
-    p.add_argument("--per-class", type=int, default=10)
+    p.add_argument("--per-class", type=positive, default=10)
     p.add_argument("--weights", default="theta", help="theta or theta_g")
     p.add_argument("--seed", type=int, default=0)
     add_device(p)
@@ -165,13 +186,14 @@ def sample(a) -> None:
     from callkit import sampling
     from callkit.diffusion import NoiseSchedule
 
+    records.check_writable(a.out.parent)
     checkpoint = checkpoint_of(a.run)
     model, c = checkpoints.load_model(checkpoint, a.weights, a.device)
     size = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]["image_size"]
     options = config.SAMPLING[c.profile]
     images = sampling.sample(
         model,
-        NoiseSchedule().to(a.device),
+        NoiseSchedule(),
         sampling.balanced_labels(model.num_classes, a.per_class),
         size,
         a.seed,
@@ -187,25 +209,26 @@ def add_table(commands) -> None:
     p = commands.add_parser("table", help="tables from records, mean ± standard deviation over seeds")
     p.add_argument("results", type=Path, nargs="*", help="folders of records (default: the repository's results/)")
     p.add_argument("--metric", default="fid", choices=("fid", "kid", "recall", "precision", "is"))
-    p.add_argument("--paper", type=int, choices=records.PAPER_TABLES, help="set ours beside this table of the paper")
-    p.add_argument("--out", type=Path, help="write every table and result figure to this folder instead")
+    instead = p.add_mutually_exclusive_group()
+    instead.add_argument("--paper", type=int, choices=records.PAPER_TABLES, help="set ours beside this paper's table")
+    instead.add_argument("--out", type=Path, help="write every table and result figure to this folder instead")
     p.set_defaults(command=table)
 
 
 def table(a) -> None:
     folders = a.results or [records.results_folder()]
     finished, diverged = ([r for f in folders for r in records.load_records(f, diverged=d)] for d in (False, True))
-    if a.out and finished:
+    if not finished and not diverged:
+        raise ValueError(f"no records in {', '.join(map(str, folders))}")
+    if a.out:
         from callkit import tables
 
         written = tables.write(finished, diverged, a.out)
         print(f"{len(finished) + len(diverged)} records -> {len(written)} files in {a.out}")
     elif a.paper:
         print(records.beside_the_paper(a.paper, finished))
-    elif finished or diverged:
-        print(records.table(finished + diverged, a.metric))
     else:
-        raise ValueError(f"no records in {', '.join(map(str, folders))}")
+        print(records.table(finished + diverged, a.metric))
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m callkit", about: str = __doc__, adders=None) -> None:
@@ -226,7 +249,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m callkit", about: 
                 a.command(a)
         else:
             a.command(a)
-    except (ValueError, OSError, checkpoints.TrainingError) as error:
+    except (ValueError, OSError, ImportError, checkpoints.TrainingError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)

@@ -29,7 +29,10 @@ class TrainingError(RuntimeError):
 
 
 def build_model(config: TrainConfig, in_channels: int, num_classes: int) -> UNet:
-    """The network of `config`, with capacity reserved if it asks for CALL. Initialised from the global generator."""
+    """The network of `config`, with capacity reserved if it asks for CALL. Initialised from the global generator.
+
+    Its images are channels-last in memory, which is faster, but for small networks.
+    """
     model = UNet(
         in_channels,
         num_classes,
@@ -40,7 +43,8 @@ def build_model(config: TrainConfig, in_channels: int, num_classes: int) -> UNet
         config.dropout,
         augment.CONDITION_SIZE if config.augment else 0,
     )
-    return reserve(model, config.rank, config.where) if config.call else model
+    model = reserve(model, config.rank, config.where) if config.call else model
+    return model.to(memory_format=torch.channels_last) if config.channels >= 64 else model
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict, previous: Path | None = None) -> None:

@@ -170,6 +170,7 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "batch_size": _COUNT,
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
+    "channel_mult": (lambda v: v and min(v) >= 1, "one positive factor a level"),
     "channels": (lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
     "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
     "bound": (lambda v: v is None or v > 0, "positive, or None for the printed loss"),
@@ -192,6 +193,8 @@ def check_values(settings: Settings, checks: dict[str, tuple[Callable, str]] = C
         value = getattr(settings, f.name)
         if f.type is int and not isinstance(value, int):
             raise ValueError(f"{f.name} must be an integer, got {value!r}")
+        if f.type in (bool, dict) and not isinstance(value, f.type):
+            raise ValueError(f"{f.name} must be {'True or False' if f.type is bool else 'a dictionary'}, got {value!r}")
         if f.type is float and not isinstance(value, int | float):
             raise ValueError(f"{f.name} must be a number, got {value!r}")
         if f.type == float | None and not isinstance(value, int | float | None):
@@ -226,4 +229,9 @@ def make_config(
     words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, method=method, profile=profile, seed=seed)
     config = TrainConfig.from_dict(words | settings)  # a record's overrides have lists where a config has tuples
     check_values(config)
+    shrinks = 2 ** (len(config.channel_mult) - 1)
+    if config.image_size and config.image_size % shrinks:
+        raise ValueError(
+            f"image_size must be a multiple of {shrinks} for {len(config.channel_mult)} levels, got {config.image_size}"
+        )
     return config

@@ -6,7 +6,9 @@ device. Chapter 02 derives the exponential rule; Section 5.1 of the paper define
 
 import gzip
 import hashlib
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from urllib.error import URLError
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 from callkit import folders
@@ -119,7 +122,8 @@ def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float) -> 
     if counts[-1] < 1:
         raise ValueError(
             f"imbalance_ratio {imbalance_ratio:g} leaves the smallest class empty: "
-            f"the largest has {n_max} images, so it can be at most {n_max}"
+            f"the largest may keep {n_max} images, as many as there are of every class, so it can be at most {n_max}; "
+            "None, on the command line natural, keeps all images"
         )
     return counts
 
@@ -169,8 +173,12 @@ def _digits(root: Path, size: int) -> ImageSet:
 def _torchvision(name: str, root: Path, train: bool = True):
     from torchvision import datasets
 
+    root.mkdir(parents=True, exist_ok=True)
+    # one process downloads, the others wait; where nothing can be written there is nothing to wait for
+    alone = FileLock(root / f".{name}.lock") if os.access(root, os.W_OK) else nullcontext()
     try:
-        return getattr(datasets, name)(root, train=train, download=True)
+        with alone:
+            return getattr(datasets, name)(root, train=train, download=True)
     except (URLError, RuntimeError, ConnectionError) as error:
         raise OSError(f"{name} is not in {root}, and could not be downloaded: {error}") from error
 

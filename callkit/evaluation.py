@@ -5,6 +5,7 @@ notebooks/10_metrics has the protocol, and what it does not protect from.
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -100,31 +101,34 @@ def describe_samples(
     folder: Path,
     save_images: Path | None = None,
     progress: bool = False,
-) -> metrics.Description:
+) -> metrics.Description | None:
     """Sample in a stream and keep the images' descriptions alone, in one file of `folder` per batch.
 
     A model that has a method `sample_batches` samples by it, others by `sampling.sample_batches`.
-    Batches that are there already are not sampled again; under torchrun the processes share the others. With
-    `save_images` every image becomes <class>-<number>.png there.
+    Batches that are there already are not sampled again; under torchrun the processes share the others, and the first
+    alone returns the descriptions. With `save_images` every image becomes <class>-<number>.png there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
-    paths = [folder / f"{i:06}.safetensors" for i in range(len(labels.split(BATCH)))]
+    batch = min(BATCH, max(16, BATCH * 64**2 // image_size**2))  # 64 x 64 is the paper's largest
+    paths = [folder / f"{i:06}.safetensors" for i in range(len(labels.split(batch)))]
     missing = [i for i, p in enumerate(paths) if not p.exists()][distributed.rank() :: distributed.world_size()]
-    sample = getattr(model, "sample_batches", partial(sampling.sample_batches, model, NoiseSchedule().to(device)))
-    batches = sample(labels, image_size, seed, steps, guidance_scale, BATCH, wanted=missing)
+    sample = getattr(model, "sample_batches", partial(sampling.sample_batches, model, NoiseSchedule()))
+    batches = sample(labels, image_size, seed, steps, guidance_scale, batch, wanted=missing)
     distributed.wait_for_all()  # all have looked before the first writes
-    with tqdm(total=min(len(missing) * BATCH, len(labels)), desc="sampling", unit="img", disable=not progress) as bar:
+    with tqdm(total=min(len(missing) * batch, len(labels)), desc="sampling", unit="img", disable=not progress) as bar:
         for i, images in zip(missing, batches, strict=True):
             if save_images:
                 save_images.mkdir(parents=True, exist_ok=True)
-                for j, image in enumerate(images, i * BATCH):
+                for j, image in enumerate(images, i * batch):
                     name = f"{int(labels[j]):03}-{j:06}.png"
                     save_image(image.float() / 255, save_images / name)
             described = metrics.describe(images, extractor, str(device))
             checkpoints.save_checkpoint(paths[i], described._asdict(), {})
             bar.update(len(images))
     distributed.wait_for_all()
+    if distributed.rank() > 0:
+        return None
     return metrics.join([metrics.Description(**checkpoints.load_checkpoint(p)[0]) for p in paths])
 
 
@@ -139,7 +143,7 @@ def snapshot(checkpoint: str | Path, per_class: int = 4, seed: int = 0, device: 
         model, run = checkpoints.load_model(checkpoint, weights, device)
         labels = sampling.balanced_labels(model.num_classes, per_class)
         steps = config.SAMPLING[run.profile]["steps"]
-        images[weights] = sampling.sample(model, NoiseSchedule().to(device), labels, size, seed, steps)
+        images[weights] = sampling.sample(model, NoiseSchedule(), labels, size, seed, steps)
     return images
 
 
@@ -165,8 +169,10 @@ def evaluate_run(
     How many images and sampler steps follow the run's profile (`config.SAMPLING`). Interrupted and called again, it
     goes on: what was sampled waits in `results`, in a folder that is removed at the end. Under torchrun all processes
     sample, and the first one measures and writes; the others return None. ValueError for a damaged
-    checkpoint, an unfinished run, unknown weights or extractor, before any work.
+    checkpoint, an unfinished run, unknown weights or extractor, a scale that is no number, before any work.
     """
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a number, got {guidance_scale}")
     checkpoint = Path(checkpoint)
     results = Path(results or checkpoint.parent)
     model, run = load_model(checkpoint, weights, device)
@@ -189,7 +195,7 @@ def evaluate_run(
     labels = torch.arange(model.num_classes).repeat_interleave(torch.from_numpy(counts))
     seed = SAMPLE_SEED_OFFSET + run.seed
     identity = [metrics.file_hash(checkpoint), weights, guidance_scale, seed, steps, labels.tolist(), extractor]
-    identity.append(metrics.extractor_hash(extractor))
+    identity += [metrics.extractor_hash(extractor), str(save_images)]
     unfinished = results / f".evaluating-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
     began = time.perf_counter()
     generated = describe_samples(
@@ -205,7 +211,7 @@ def evaluate_run(
         progress,
     )
     sampling_seconds = time.perf_counter() - began
-    if distributed.rank() > 0:
+    if generated is None:
         return None
     described = metrics.describe_real(real.reference, extractor, Path(data_root) / data.CACHE, device, progress)
     scores = metrics.score(generated, labels, real, described, images, per_split, progress)

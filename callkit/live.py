@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -17,10 +18,14 @@ def follow(
 
     tensorboard  also write the curves to RUN/tensorboard. ValueError if the package is not installed.
     """
-    writer = _writer(Path(run)) if tensorboard else None
+    writer_of = _writer() if tensorboard else None
     seldom = 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 60  # seconds
-    with tqdm(total=config.steps, initial=steps_done(run), unit="step", mininterval=seldom) as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=config.steps, initial=steps_done(run), unit="step", mininterval=seldom))
+        writer = None
         for record in steps:
+            if writer_of and not writer:  # now the folder is known to be this run's
+                writer = stack.enter_context(closing(writer_of(Path(run) / "tensorboard")))
             shown = {"loss": record.base_loss, **record.base_loss_by_split}
             if config.call:
                 shown["allocation"] = record.allocation_loss
@@ -30,8 +35,6 @@ def follow(
                 for name, value in scalars(record).items():
                     writer.add_scalar(name, value, record.step)
             yield record
-    if writer:
-        writer.close()
 
 
 def scalars(record: StepRecord) -> dict[str, float]:
@@ -47,9 +50,10 @@ def scalars(record: StepRecord) -> dict[str, float]:
     }
 
 
-def _writer(run: Path):
+def _writer():
+    """TensorBoard's, a class."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError(f"TensorBoard's curves need its package: pip install tensorboard ({error})") from error
-    return SummaryWriter(run / "tensorboard")
+    return SummaryWriter

@@ -307,9 +307,8 @@ def main(argv: list[str] | None = None) -> None:
         p.set_defaults(command=lambda a: export(cli.checkpoint_of(a.run), a.folder))
 
     def add_train(commands) -> None:
-        tables = dict(networks=DATASETS, methods=METHODS, profiles=PROFILES)
-        p = cli.add_train(commands, **tables)
-        p.set_defaults(dataset="artbench10", imbalance_ratio=100, method="oc-call", profile="gpu")
+        p = cli.add_train(commands, DATASETS, METHODS, PROFILES, ratio=100)
+        p.set_defaults(dataset="artbench10", method="oc-call", profile="gpu")
         p.set_defaults(make_config=make_config, go=train, root=RUNS)
 
     def add_evaluate(commands) -> None:

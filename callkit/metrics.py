@@ -370,7 +370,7 @@ def score(
         chosen = generated.logits[mine] if logits else None
         return compare(generated.features[mine], described.features[theirs], chosen)
 
-    every = list(range(num_classes))
+    every, of_a_class = list(range(num_classes)), int(labels.bincount().min())  # FID's bias depends on how many
     jobs: dict[str, Callable[[], dict]] = {
         "overall": lambda: against(of(every, images), torch.arange(len(y_real))),
     }
@@ -381,7 +381,7 @@ def score(
             rows = unseen[torch.isin(y_unseen, torch.tensor(classes))]
             jobs[f"unseen-{name}"] = lambda c=classes, r=rows: against(of(c, per_split), r, logits=False)
     for c in every:
-        jobs[f"class-{c}"] = lambda c=c: against(of([c], None), (y_real == c).nonzero()[:, 0], logits=False)
+        jobs[f"class-{c}"] = lambda c=c: against(of([c], of_a_class), (y_real == c).nonzero()[:, 0], logits=False)
     scores = {name: job() for name, job in tqdm(jobs.items(), desc="scores", unit="set", disable=not progress)}
 
     copies = {}

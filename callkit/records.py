@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -121,10 +121,18 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip()
 
 
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed: metrics are an extra, and callkit itself runs from a bare clone."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def provenance(device: torch.device) -> dict:
     """What a number needs beside it to be believed: code, libraries, hardware, time."""
-    libraries = ["torch", "numpy", "torch-fidelity", "callkit"]
-    libraries += [p for p in ("diffusers", "peft", "transformers") if p in sys.modules]
+    used = [p for p in ("diffusers", "peft", "transformers") if p in sys.modules]
     # Untracked files do not count: the last run's records, not yet committed, are no change of the code.
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
@@ -133,14 +141,20 @@ def provenance(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "libraries": {p: metadata.version(p) for p in libraries},
+        "libraries": _versions("torch", "numpy", "torch-fidelity", "callkit", *used),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
 def read_record(path: str | Path) -> dict:
-    """One record, with its file name under "file"."""
-    record = json.loads(Path(path).read_text()) | {"file": Path(path).name}
+    """One record, with its file name under "file"; {} if the file is another's JSON. ValueError if it is none."""
+    try:
+        record = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict) or "schema_version" not in record:
+        return {}
+    record["file"] = Path(path).name
     if "run" in record:
         record["run"].setdefault("overrides", {})  # the first records had neither
         if "sampling" in record:
@@ -156,7 +170,7 @@ def load_records(folder: str | Path | None = None, diverged: bool = False, **whe
     Of finished runs; with diverged=True instead of those that training stopped, which have no weights or metrics.
     """
     found = [read_record(p) for p in sorted(Path(folder or results_folder()).rglob("*.json"))]
-    found = [r for r in found if "schema_version" in r and ("diverged" in r) == diverged]
+    found = [r for r in found if r and ("diverged" in r) == diverged]
     return [r for r in found if all(r["run"].get(k) == v for k, v in where.items())]
 
 

@@ -129,6 +129,7 @@ def sample_batches(
     if len(y) == 0 or not 0 <= int(y.min()) <= int(y.max()) <= model.num_classes:
         raise ValueError(f"labels must lie in 0..{model.num_classes} ({model.num_classes} is Null), got {y}")
     device = next(model.parameters()).device
+    schedule = schedule.to(device)
     generator = torch.Generator().manual_seed(seed)
     was_training = model.training
     model.eval()

@@ -71,24 +71,24 @@ SHARED = (
 )
 
 
-def _by_seed(records: list[dict]) -> dict[int, dict]:
-    found = {r["run"]["seed"]: r for r in records}
-    if len(found) < len(records):
+def _by_seed(records: list[dict], split: str, metric: str) -> dict[int, dict]:
+    """Those that have the score: two classes have no Medium, and a set of one image has no FID."""
+    if len({r["run"]["seed"] for r in records}) < len(records):
         raise ValueError("two records of one seed: select one weights, guidance scale and set of overrides")
-    return found
+    return {r["run"]["seed"]: r for r in records if r["metrics"].get(split, {}).get(metric) is not None}
 
 
 def paired(
     ours: list[dict], baseline: list[dict], split: str = "overall", metric: str = "fid", ratio: bool = False
 ) -> Paired:
-    """Records against records, over the seeds that both have: ours - baseline, or with `ratio` ours / baseline.
+    """Records against records, over the seeds in which both have the score: ours - baseline, with `ratio` ours over it.
 
     Ratios are tested as differences of logarithms. FID is positive and its scatter over seeds grows with its size, so
     for FID take ratios; KID may be negative, and Recall is a share: take differences.
 
     ValueError if two records have one seed, or differ in what they must share: data, budget, sampler, extractor.
     """
-    a, b = _by_seed(ours), _by_seed(baseline)
+    a, b = (_by_seed(side, split, metric) for side in (ours, baseline))
     seeds = sorted(a.keys() & b.keys())
     for s in seeds:
         for part, key in SHARED:

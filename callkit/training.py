@@ -42,7 +42,7 @@ EXPLODED = 10.0  # predicting no noise at all costs 1.0
 
 
 def step_seed(seed: int, *stream: int) -> int:
-    """An independent 63-bit seed for each (seed, stream)."""
+    """A 63-bit seed for each (seed, stream), as good as independent. Zeros at a stream's end do not count."""
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -263,8 +263,6 @@ def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, co
     num_classes, in_channels, image_size = train_set.num_classes, *train_set.images.shape[1:3]
     with _global_seed(step_seed(config.seed, 1), torch.device("cpu")):
         model = build_model(config, in_channels, num_classes).to(device).train()
-    if config.channels >= 64:  # for small networks channels-last is slower
-        model.to(memory_format=torch.channels_last)
     if compile:
         # The two halves, so that what is drawn and what is scaled stays outside.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -327,7 +325,9 @@ def _steps(
     distributed.wait_for_all()  # the first process must not change the folder before all have read it
     if leader:
         # A log is cut back to the checkpoint: steps after it are done again.
-        (run / LOG).write_text("".join(log_line(r) for r in read_log(run / LOG) if r.step <= start))
+        kept = "".join(log_line(r) for r in read_log(run / LOG) if r.step <= start)
+        with records.replacing(run / LOG) as temporary:
+            temporary.write_text(kept)
         (run / DIVERGED).unlink(missing_ok=True)
     provenance = records.provenance(device) | {"processes": distributed.world_size()}
     began = time.perf_counter()

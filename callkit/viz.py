@@ -100,7 +100,7 @@ def class_columns(blocks: dict[str, Tensor], heads: list[str], splits: dict[str,
     size = (0.48 * columns, sum(0.48 * n + 0.3 for n in k) + 0.2)
     figure, axes = _figure(len(blocks), 1, figsize=size, squeeze=False, height_ratios=k)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    colors = {c: color for split, color in SPLIT_COLORS.items() for c in splits[split]}
+    colors = {c: SPLIT_COLORS[split] for split, classes in splits.items() for c in classes}
     for (name, images), (cell,), n in zip(blocks.items(), axes, k, strict=True):
         tile = images.unflatten(0, (columns, n)).permute(1, 3, 0, 4, 2).numpy()  # k, H, classes, W, C
         height, width = tile.shape[1] + 1, tile.shape[3] + 1
@@ -169,7 +169,8 @@ def allocation_curves(distance, losses: dict[str, Tensor], rest: tuple[float, fl
 def distance_curves(curves: list[dict], bound: float | None) -> Figure:
     """D by split during training, one line a run; curves as in a record's training.curve."""
     figure, axes = _figure()
-    for split, color in SPLIT_COLORS.items():
+    for split in (s for s in SPLIT_COLORS if f"distance_{s}" in curves[0]):
+        color = SPLIT_COLORS[split]
         for i, curve in enumerate(curves):
             values = np.array(curve[f"distance_{split}"], dtype=float)
             axes.plot(curve["step"], values, color=color, label=split.capitalize() if i == 0 else None)
@@ -305,7 +306,9 @@ def score_curves(by_method: dict[str, dict[float, dict[str, list[float]]]], xlab
             for number, scores in by_number.items():
                 axes.plot([number] * len(scores[split]), scores[split], "o", color=color[base], markersize=4)
         axes.set(title=split.capitalize(), xlabel=xlabel)
-        log_axis(axes.yaxis)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        scores = [v for by_number in by_method.values() for by_split in by_number.values() for v in by_split[split]]
+        log_axis(axes.yaxis, (1, 3) if max(scores) > 10 * min(scores) else (1, 1.5, 2, 3, 4, 5, 7))
     panels[0].set_ylabel("FID (lower is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

@@ -67,6 +67,12 @@ def test_a_run_folder_names_what_its_run_overrides():
         (["train", "--dataset", "mnist"], "error: unknown dataset 'mnist'"),
         (["train", "--set", "steps"], "error: --set takes NAME=VALUE, got 'steps'"),
         (["train", "--set", "rank=2"], "error: rank must be in"),
+        (["train", "--set", "seed=1"], "error: seed is one of the words that name a run: use --seed, not --set"),
+        (["train", "--set", "call=yes"], "error: call must be True or False, got 'yes'"),
+        (["train", "--set", "base_options=1"], "error: base_options must be a dictionary, got 1"),
+        (["train", "--set", "channel_mult=0,"], "error: channel_mult must be one positive factor a level"),
+        (["train", "--dataset", "celeba-hq", "--set", "image_size=66"], "error: image_size must be a multiple of 8"),
+        (["train", "--imbalance-ratio", "0"], "error: imbalance_ratio must be at least 1"),
         (["evaluate", "nowhere"], "error: no checkpoint at nowhere"),
         (["table", "nowhere"], "error: no records in nowhere"),
     ],
@@ -76,6 +82,40 @@ def test_errors_are_one_line_before_any_work(arguments, message, tmp_path, monke
     with pytest.raises(SystemExit, match=message):
         main(arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--threads", "-1"], "--threads: must be at least 1, got -1"),
+        (["--device", "foo"], "--device: must be cpu, cuda or cuda:N, got foo"),
+        (["--device", "cuda:x"], "--device: must be cpu, cuda or cuda:N, got cuda:x"),
+    ],
+)
+def test_options_are_checked_where_they_are_read(option, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", *option])
+    assert message in capsys.readouterr().err
+
+
+def test_your_own_images_keep_their_counts_unless_a_ratio_is_given(monkeypatch):
+    ratios = []
+    monkeypatch.setattr("callkit.config.make_config", lambda dataset, ratio, *_, **__: ratios.append(ratio) or 1 / 0)
+    given = (["imagefolder:x"], ["imagefolder:x", "--imbalance-ratio", "50"], ["digits"])
+    for words in (*given, ["digits", "--imbalance-ratio", "natural"]):
+        with pytest.raises(ZeroDivisionError):
+            main(["train", "--dataset", *words])
+    assert ratios == [None, 50, 50, None]
+
+
+def test_table_passes_by_other_json_and_names_what_is_none(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    with pytest.raises(SystemExit, match="error: no records in"):
+        main(["table", str(tmp_path)])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"error: .*broken.json is not JSON"):
+        main(["table", str(tmp_path)])
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)

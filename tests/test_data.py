@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -170,6 +171,20 @@ def test_a_fixed_size_is_refused_by_name():
         data.load("digits", image_size=16)
     with pytest.raises(ValueError, match="image_size of celeba-hq can be 4 to 1024; got 2"):
         data.load("celeba-hq", image_size=2)
+
+
+def test_one_process_at_a_time_downloads(tmp_path, monkeypatch):
+    def download(root, train, download):
+        with pytest.raises(Timeout):
+            FileLock(root / ".CIFAR10.lock", timeout=0, is_singleton=False).acquire()
+        raise RuntimeError("locked")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
+    with pytest.raises(OSError, match="could not be downloaded: locked"):
+        data.load("cifar10", tmp_path / "new")
+    monkeypatch.setattr("os.access", lambda *_: False)  # a folder to read from: nothing to lock
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        data.load("cifar10", tmp_path / "new")
 
 
 def test_a_failed_download_says_what_failed(tmp_path, monkeypatch):

@@ -45,6 +45,38 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     assert list((tmp_path / "parts").iterdir()) == [path]
 
 
+def test_images_are_all_saved_though_an_interrupted_evaluation_saved_none(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 32)
+    monkeypatch.setattr(evaluation.metrics, "score", lambda *a: 1 / 0)
+    for images in (None, tmp_path / "png"):
+        with pytest.raises(ZeroDivisionError):
+            evaluation.evaluate_run(run, results=tmp_path, save_images=images)
+    assert len(list((tmp_path / "png").iterdir())) == 100
+
+
+@pytest.mark.parametrize(("size", "batch"), [(32, 500), (64, 500), (128, 125), (1024, 16)])
+def test_large_images_are_sampled_few_at_a_time(size, batch, tmp_path, monkeypatch):
+    class Model(torch.nn.Linear):
+        def sample_batches(self, labels, image_size, seed, steps, scale, batch_size, wanted):
+            seen.append(batch_size)
+            return ([len(part)] for part in labels.split(batch_size))
+
+    seen = []
+    monkeypatch.setattr(evaluation.metrics, "describe", lambda images, *_: describe(images[0]))
+    evaluation.describe_samples(Model(1, 1), torch.zeros(130).long(), size, 0, 1, 1.0, "digits", tmp_path)
+    assert seen == [batch] and len(list(tmp_path.iterdir())) == -(-130 // batch)
+
+
+def describe(n):
+    return evaluation.metrics.Description(*(torch.zeros(n, 1) for _ in range(3)))
+
+
+def test_a_scale_that_is_no_number_is_refused_before_any_work(run, tmp_path):
+    with pytest.raises(ValueError, match="guidance_scale must be a number, got nan"):
+        evaluation.evaluate_run(run, results=tmp_path, guidance_scale=float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unfinished_run_is_no_result(tmp_path):
     list(training.train(make_config(profile="smoke", channels=8), tmp_path, minutes=0))  # one step
     with pytest.raises(ValueError, match=r"is at step 1 of .* train it to the end"):

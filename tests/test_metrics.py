@@ -274,6 +274,11 @@ def test_score_takes_exactly_what_counts(real, monkeypatch):
     assert next(iter(sizes.values())) == (200, 1797)
     assert list(sizes.values())[1] == (70, full[:3].sum())
     assert list(sizes.values())[-1] == (30, full[9])
+    sizes.clear()
+    metrics.score(generated, labels.clamp(max=8).where(torch.arange(300) != 299, torch.tensor(9)), real, described)
+    assert [n for n, _ in sizes.values()][-10:] == [1] * 10, (
+        "classes are compared at one size: FID's bias depends on it"
+    )
 
 
 def test_real_features_are_extracted_once_and_kept_by_content(real, tmp_path, monkeypatch):

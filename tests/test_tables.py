@@ -102,6 +102,21 @@ def test_studies_that_differ_in_training_steps_alone_make_a_family(tmp_path):
     assert (tmp_path / "digits-ir50-cpu-steps-against-ddpm.svg").exists()
 
 
+def test_two_classes_have_tables_and_figures_without_medium(tmp_path):
+    def of_two(record):
+        other = copy.deepcopy(record)
+        other["metrics"] = {k: v for k, v in record["metrics"].items() if "medium" not in k}
+        other["metrics"]["class-9"]["fid"] = None  # too few images
+        del other["training"]["curve"]["distance_medium"]
+        return other
+
+    some = [of_two(r) for r in RECORDS if r["run"]["method"] in ("ddpm", "call") and r["run"]["dataset"] == "digits"]
+    tables.write(some, [], tmp_path)
+    verdicts = {(r["source"], r["expected"]): r["verdict"] for r in rows(tmp_path / "digits-ir50-cpu-claims.csv")}
+    assert verdicts["Figure 2", "call < ddpm, Medium"] == "not tested"
+    assert verdicts["Table 5", "call < ddpm"] != "not tested"
+
+
 def test_the_same_records_give_the_same_bytes(written, tmp_path):
     some = [r for r in RECORDS if r["run"]["method"] in ("ddpm", "call", "oc")]
     for folder in (tmp_path / "a", tmp_path / "b"):

@@ -25,6 +25,8 @@ from callkit.config import METHODS, TITLES, make_config
 from callkit.evaluation import record_divergence
 from callkit.training import EXPLODED, batch_index, resampled_index, step_seed, train
 
+ROOT = records.REPOSITORY
+
 
 def smoke(**options):
     return make_config(profile="smoke", **options)
@@ -246,6 +248,52 @@ def test_the_log_is_strict_json(finished):
         json.loads(line, parse_constant=refuse)
 
 
-def test_importing_callkit_does_not_need_torch_fidelity():
-    code = "import sys; sys.modules['torch_fidelity'] = None; import callkit.training, callkit.sampling"
-    subprocess.run([sys.executable, "-c", code], check=True)
+WITHOUT_METRICS = """
+import sys
+from importlib import metadata
+version = metadata.version
+def hidden(package):
+    if package in ("torch-fidelity", "callkit"):
+        raise metadata.PackageNotFoundError(package)
+    return version(package)
+metadata.version, sys.modules["torch_fidelity"] = hidden, None
+from callkit import config, sampling, training
+print([r.step for r in training.train(config.make_config(profile="smoke", steps=1), sys.argv[1])])
+"""
+
+
+def test_training_and_sampling_need_neither_torch_fidelity_nor_an_installed_callkit(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_METRICS, str(tmp_path)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout == "[1]\n"
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["provenance"]["libraries"].keys() == {"torch", "numpy"}
+
+
+def test_a_wide_network_is_channels_last_and_resumes_to_the_bit(tmp_path):
+    c = smoke(channels=64, num_res_blocks=1, steps=3, batch_size=8)
+    assert channels_last(build_model(smoke(), 1, 10)) == {False}
+    list(train(c, tmp_path / "whole"))
+    list(train(c, tmp_path / "pieces", minutes=0))
+    list(train(c, tmp_path / "pieces"))
+    whole, pieces = (load_checkpoint(tmp_path / run / CHECKPOINT)[0] for run in ("whole", "pieces"))
+    assert all(torch.equal(tensor, pieces[name]) for name, tensor in whole.items())
+    assert channels_last(load_model(tmp_path / "whole" / CHECKPOINT)[0]) == {True}
+
+
+def channels_last(model):
+    """Of the convolutions for which it makes a difference."""
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels > 1 < m.kernel_size[0]]
+    return {m.weight.is_contiguous(memory_format=torch.channels_last) for m in convs}
+
+
+def test_a_compiled_run_is_the_same_run(finished, tmp_path, monkeypatch):
+    compile, modes = torch.compile, []
+
+    def eager(function, mode):
+        """Everything of torch.compile but the code that it would generate."""
+        modes.append(mode)
+        return compile(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    compiled = list(train(smoke(), tmp_path, compile=True))
+    assert modes == ["default"] * 2
+    assert [r.base_loss for r in compiled] == [r.base_loss for r in read_log(finished / LOG)]

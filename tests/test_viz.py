@@ -51,6 +51,16 @@ def test_an_explorer_is_frames_in_a_page_and_draws_anew_where_there_is_a_kernel(
         viz.explore(draw, "height", (1, 2), start=3)
 
 
+def test_two_classes_have_no_medium():
+    viz.style()
+    curve = {"step": [1, 2], "distance_many": [1e-6, 1e-5], "distance_few": [1e-5, 0.1]}
+    (axes,) = viz.distance_curves([curve], bound=0.1).axes
+    assert [line.get_label() for line in axes.lines[:2]] == ["Many", "Few"]
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    figure = viz.class_columns({"a": images}, ["9", "3"], {"many": [0], "few": [1]})
+    assert figure.axes[0].texts[1].get_color() == viz.SPLIT_COLORS["few"]
+
+
 def test_class_columns_puts_every_image_into_the_column_of_its_class():
     viz.style()
     images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 2, 2)  # two of each of three classes
