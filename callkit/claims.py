@@ -187,13 +187,13 @@ CLAIMS = (
         "ddpm",
         "Table 5",
         "CALL improves on plain DDPM overall",
-        (Part(runs("call"), "lower", runs("ddpm")),),
+        tuple(Part(runs("call", scale=s), "lower", runs("ddpm", scale=s)) for s in (1.0, 1.5)),
     ),
     Claim(
         "minorities",
         "Abstract, Figure 2",
         "CALL improves on plain DDPM on Few",
-        (Part(runs("call"), "lower", runs("ddpm"), "few"),),
+        tuple(Part(runs("call", scale=s), "lower", runs("ddpm", scale=s), "few") for s in (1.0, 1.5)),
     ),
     Claim(
         "splits",

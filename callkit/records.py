@@ -217,13 +217,12 @@ def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
 
 
 def by_steps(found: list[Study]) -> dict[str, dict[int, Study]]:
-    """Families of studies that differ in nothing but their number of training steps, and are in that order."""
+    """Families of studies that differ in nothing but their number of training steps, in that order; often of one."""
     families: dict[str, dict[int, Study]] = {}
-    steps = {study.name: study.records[0]["run"]["steps"] for study in found}
-    for study in sorted(found, key=lambda study: steps[study.name]):
-        n = steps[study.name]
-        families.setdefault(study.name.replace(f"-steps={n}", ""), {})[n] = study
-    return {name: family for name, family in families.items() if len(family) > 1}
+    for study in found:
+        steps = study.records[0]["run"]["steps"]
+        families.setdefault(study.name.replace(f"-steps={steps}", ""), {})[steps] = study
+    return {name: dict(sorted(family.items())) for name, family in families.items()}
 
 
 def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, profile: str) -> Study:

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from callkit import claims, records, viz
+from callkit.claims import runs
 from callkit.config import TITLES
 from callkit.records import Study, label, method_overrides
 from callkit.statistics import Paired, paired
@@ -156,18 +157,24 @@ def figures(study: Study) -> dict[str, Figure]:
 
 
 def steps_figures(family: dict[int, Study]) -> dict[str, Figure]:
-    """Of studies by their training steps (`records.by_steps`): FID against steps, and against DDPM's at each number."""
-    by_method: dict[str, dict[int, dict]] = {}
-    against: dict[str, dict[str, Paired]] = {}
+    """Of studies by their training steps (`records.by_steps`), for the methods that were measured at several: FID
+    against steps, and over that of DDPM at each."""
+    by_method: dict[str, dict[int, Study]] = {}
     for steps, study in family.items():
         for words in unguided(study):
-            if words["overrides"]:
-                continue
-            by_method.setdefault(words["method"], {})[steps] = fids(study, words)
-            ratio = ratios(study, words, plain(words, "ddpm"))
-            if words["method"] != "ddpm" and (n := len(ratio["few"].seeds)):
-                against[f"{TITLES[words['method']]}, {steps:,} steps (n = {n})"] = ratio
-    made = {"steps": viz.score_curves(by_method, "training steps")} if by_method else {}
+            if not words["overrides"]:
+                by_method.setdefault(words["method"], {})[steps] = study
+    by_method = {method: by_steps for method, by_steps in by_method.items() if len(by_steps) > 1}
+    if not by_method:
+        return {}
+    curves = {m: {n: fids(study, runs(m)) for n, study in by_steps.items()} for m, by_steps in by_method.items()}
+    against = {}
+    for method, by_steps in by_method.items():
+        for steps, study in by_steps.items():
+            ratio = ratios(study, runs(method), runs("ddpm"))
+            if method != "ddpm" and (n := len(ratio["few"].seeds)):
+                against[f"{TITLES[method]}, {steps:,} steps (n = {n})"] = ratio
+    made = {"steps": viz.score_curves(curves, "training steps")}
     return made | ({"steps-against-ddpm": viz.interval_dots(against)} if against else {})
 
 
@@ -207,7 +214,9 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
             if found := rows(study):
                 table(f"{study.name}-{name}", found)
     drawn = {study.name: figures(study) for study in studies}
-    drawn |= {name: steps_figures(family) for name, family in records.by_steps(studies).items()}
+    for name, family in records.by_steps(studies).items():
+        if len(family) > 1:  # one of them may have the family's name
+            drawn[name] = drawn.get(name, {}) | steps_figures(family)
     for (of, made), suffix in product(drawn.items(), ("png", "svg")):
         for name, figure in made.items():
             path = folder / f"{of}-{name}.{suffix}"

@@ -89,17 +89,19 @@ def test_studies_that_differ_in_training_steps_alone_make_a_family(tmp_path):
     longer = [with_steps(r, 12_000) for r in some]
     found = records.studies(some + longer + [with_steps(r, 500) for r in some])
     assert {n: [*f] for n, f in records.by_steps(found).items()} == {"digits-ir50-cpu": [500, 6_000, 12_000]}
-    assert records.by_steps(records.studies(some)) == {}
-    (family,) = records.by_steps(records.studies(some + longer)).values()
+    assert [[*f] for f in records.by_steps(records.studies(some)).values()] == [[6_000]]
+    once = [r for r in RECORDS if r["run"]["method"] == "rs" and r["run"]["dataset"] == "digits"]
+    (family,) = records.by_steps(records.studies(some + longer + once)).values()
     curves, against = tables.steps_figures(family).values()
     ddpm = next(line for line in curves.axes[2].lines if line.get_label() == "DDPM")
     fid = [r["metrics"]["few"]["fid"] for r in family[6_000].select("ddpm")]
     assert ddpm.get_xdata().tolist() == [6_000, 12_000]
     assert ddpm.get_ydata() == pytest.approx([np.mean(fid), np.mean(fid) / 10])
     labels = [t.get_text() for t in against.axes[0].get_yticklabels()]
-    assert [x.partition(" (")[0] for x in labels] == ["CALL, 6,000 steps", "CALL, 12,000 steps"]
+    assert [x.partition(" (")[0] for x in labels] == ["CALL, 6,000 steps", "CALL, 12,000 steps"], "RS has one number"
     tables.write(some + longer, [], tmp_path)
     assert (tmp_path / "digits-ir50-cpu-steps-against-ddpm.svg").exists()
+    assert (tmp_path / "digits-ir50-cpu-methods.svg").exists(), "the study that has the family's name"
 
 
 def test_two_classes_have_tables_and_figures_without_medium(tmp_path):
