@@ -43,7 +43,7 @@ EXPLODED = 10.0  # predicting no noise at all costs 1.0
 
 def step_seed(seed: int, *stream: int) -> int:
     """A 63-bit seed for each (seed, stream), as good as independent. Zeros at a stream's end do not count."""
-    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]) >> 1
 
 
 @lru_cache(maxsize=2)
