@@ -756,7 +756,8 @@ frame
 # * **Guidance gives CBDM and OC back what their losses took.** Both fall several-fold. CBDM, which keeps more of the class
 #   signal, is served by the smaller scale but on Few; OC needs the larger one, as {numref}`fig-class-signal` has it, and is then
 #   among the best on Medium, on Few and overall.
-# * **Guidance helps DDPM and CALL on Few too**, and costs them on Many. Compare each method at its own best scale *and* at
+# * **Guidance helps DDPM and CALL on Few too**, and costs them on Many and Medium. And CALL is no longer ahead of DDPM on Few:
+#   its gain is one without guidance ({doc}`14_report` has the intervals). Compare each method at its own best scale *and* at
 #   equal scales; not every scale was run for every method. A table without the scale is not a comparison, and the paper's
 #   tables do not state it.
 # * **Guidance is paid for in recall** on Few: samples move to where their class is most itself.
