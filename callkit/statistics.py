@@ -67,7 +67,7 @@ class Paired(NamedTuple):
 SHARED = (
     *(("run", k) for k in ("dataset", "imbalance_ratio", "profile", "steps", "class_counts")),
     *(("sampling", k) for k in ("sampler", "steps")),
-    *(("evaluation", k) for k in ("extractor_sha256", "generated_images")),
+    *(("evaluation", k) for k in ("extractor_sha256", "generated_images", "reference")),
 )
 
 
