@@ -17,7 +17,7 @@ def record(seed, fid, **run):
         "file": f"seed{seed}",
         "run": words | run,
         "sampling": {"sampler": "ddim", "steps": 50},
-        "evaluation": {"extractor_sha256": "0" * 64, "generated_images": 3000},
+        "evaluation": {"extractor_sha256": "0" * 64, "generated_images": 3000, "reference": "all"},
         "metrics": {"few": {"fid": fid}},
     }
 
