@@ -28,7 +28,7 @@ from tqdm import tqdm
 from callkit import data, records
 from callkit.capacity import expert_scale, merge
 from callkit.checkpoints import build_model
-from callkit.config import NETWORKS, make_config
+from callkit.config import make_config
 from callkit.diffusion import NoiseSchedule
 from callkit.training import train
 from callkit.unet import UNet, take
@@ -117,10 +117,8 @@ def make(name: str, a: argparse.Namespace, folder: Path) -> Callable[[], None]:
     model = build_model(make_config(dataset, 50, method), channels, 10).to(a.device)
     x0, y = data.to_float(images[: a.batch_size].to(a.device)), full.labels[: a.batch_size].to(a.device)
     if kind == "step":
-        return published_step(model.train(), x0, y)
+        return published_step(model.train().to(memory_format=torch.contiguous_format), x0, y)
     model = (merge(model) if what == "merged" else model).eval()
-    if NETWORKS[dataset]["channels"] >= 64:
-        model.to(memory_format=torch.channels_last)
     t = torch.randint(1000, y.shape, generator=g).to(a.device)
 
     @torch.no_grad()

@@ -101,12 +101,16 @@ def settings(pairs: list[str]) -> dict:
     return found
 
 
+def chosen_ratio(a) -> float | None:
+    """The imbalance ratio that was asked for, or the usual one; None keeps the counts as they are."""
+    if a.imbalance_ratio is None:
+        return None if a.dataset.startswith(data.IMAGEFOLDER) else a.usual_ratio
+    return None if a.imbalance_ratio == "natural" else a.imbalance_ratio
+
+
 def train(a) -> None:
     overrides = settings(a.set)
-    ratio = "natural" if a.dataset.startswith(data.IMAGEFOLDER) else a.usual_ratio
-    ratio = ratio if a.imbalance_ratio is None else a.imbalance_ratio
-    ratio = None if ratio == "natural" else ratio
-    c = a.make_config(a.dataset, ratio, a.method, a.profile, a.seed, a.allocation, **overrides)
+    c = a.make_config(a.dataset, chosen_ratio(a), a.method, a.profile, a.seed, a.allocation, **overrides)
     run = a.run or records.run_folder(c, a.root)
     words = f"{c.method} on {c.dataset}, IR {records.ratio_word(c.imbalance_ratio)}, profile {c.profile}, seed {c.seed}"
     steps = a.go(c, run, a.device, a.minutes, a.data_root, a.compile)

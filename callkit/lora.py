@@ -288,6 +288,7 @@ def sample(a) -> None:
 
     from callkit import __main__ as cli
 
+    records.check_writable(a.out.parent)
     model, tune = load_model(cli.checkpoint_of(a.run), a.weights, a.device)
     labels = sampling.balanced_labels(model.num_classes, a.per_class)
     steps = config.SAMPLING[tune.profile]["steps"]

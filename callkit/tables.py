@@ -119,10 +119,15 @@ def unguided(study: Study) -> list[dict]:
     return sorted(found, key=lambda w: w["method"] != "ddpm")
 
 
+def methods(study: Study) -> list[str]:
+    """Those of `unguided` without overrides."""
+    return [w["method"] for w in unguided(study) if not w["overrides"]]
+
+
 def figures(study: Study) -> dict[str, Figure]:
     """By name; those for which the study has records."""
     made = {}
-    fid = {w["method"]: fids(study, w) for w in unguided(study) if not w["overrides"]}
+    fid = {m: fids(study, runs(m)) for m in methods(study)}
     if fid:
         made["methods"] = viz.variant_dots(fid)
         for axes in made["methods"].axes:
@@ -161,9 +166,8 @@ def steps_figures(family: dict[int, Study]) -> dict[str, Figure]:
     against steps, and over that of DDPM at each."""
     by_method: dict[str, dict[int, Study]] = {}
     for steps, study in family.items():
-        for words in unguided(study):
-            if not words["overrides"]:
-                by_method.setdefault(words["method"], {})[steps] = study
+        for method in methods(study):
+            by_method.setdefault(method, {})[steps] = study
     by_method = {method: by_steps for method, by_steps in by_method.items() if len(by_steps) > 1}
     if not by_method:
         return {}

@@ -86,6 +86,14 @@ print(
     f"CALL / DDPM on Few: {ratio.words()}, p = {ratio.p:.3f} (t), {ratio.p_exact:.3f} (exact)"
 )
 
+
+def ratio_row(ours, baseline):
+    """A row of this chapter's tables: how many seeds pair, and the ratio [95 %] in each split."""
+    by_split = {s: paired(ours, baseline, s, ratio=True) for s in everywhere}
+    row = {"seeds": len(by_split["overall"].seeds)}
+    return row | {s.capitalize(): r.words() for s, r in by_split.items()}
+
+
 # %% [markdown]
 # **Why pair?** A seed may be lucky or unlucky for both methods, and that part cancels. Standard deviation over seeds of
 # $\log F$, of each method and of the difference; where the last row is well below the one above it, pairing pays:
@@ -277,13 +285,9 @@ told_apart("ddpm", variants)
 told_apart("call", same_width)
 table = {}
 for name, overrides in same_width.items():
-    ratio = against("call", overrides)
-    overall = paired(
-        study.select("call", overrides), call, "overall", "fid", ratio=True
-    )
-    table[name] = {"seeds": len(overall.seeds)}
-    table[name] |= {s.capitalize(): r.words() for s, r in ratio.items()}
-    table[name] |= {"Overall": overall.words(), "exact p": f"{overall.p_exact:.2f}"}
+    pair = study.select("call", overrides), call
+    exact = paired(*pair, ratio=True).p_exact
+    table[name] = ratio_row(*pair) | {"exact p, overall": f"{exact:.2f}"}
 pd.DataFrame(table).T
 
 # %% [markdown]
@@ -371,11 +375,8 @@ pd.DataFrame(rows).rename_axis(columns="λ").T
 reserved = study.select("call", {"lam": 0.0})
 pd.DataFrame(
     {
-        name: {s.capitalize(): paired(*pair, s, ratio=True).words() for s in everywhere}
-        for name, pair in (
-            ("reserved only / DDPM", (reserved, ddpm)),
-            ("CALL / reserved only", (call, reserved)),
-        )
+        "reserved only / DDPM": ratio_row(reserved, ddpm),
+        "CALL / reserved only": ratio_row(call, reserved),
     }
 ).T
 
@@ -450,15 +451,13 @@ against_ddpm
 
 # %%
 last = fashion[max(fashion)]
-rows = {}
-for name, ours, plain in (
-    ("θ / DDPM", last.select("call"), last.select("ddpm")),
-    ("θᵍ / θ", last.select("call", weights="theta_g"), last.select("call")),
-):
-    ratio = {s: paired(ours, plain, s, ratio=True) for s in everywhere}
-    rows[name] = {"seeds": len(ratio["few"].seeds)}
-    rows[name] |= {s.capitalize(): r.words() for s, r in ratio.items()}
-pd.DataFrame(rows).T
+theta, general = (last.select("call", weights=w) for w in ("theta", "theta_g"))
+pd.DataFrame(
+    {
+        "θ / DDPM": ratio_row(theta, last.select("ddpm")),
+        "θᵍ / θ": ratio_row(general, theta),
+    }
+).T
 
 # %% [markdown]
 # So a network can be given an expert for its minorities, need it to draw them, and be none the better for it.
@@ -483,16 +482,11 @@ tables.steps_figures(digits).get("steps-against-ddpm")
 rows = {}
 for other in everything:
     run = other.records[0]["run"]
-    pair = other.select("call"), other.select("ddpm")
-    by_split = {s: paired(*pair, s, ratio=True) for s in everywhere}
-    if seeds := len(by_split["overall"].seeds):
+    row = ratio_row(other.select("call"), other.select("ddpm"))
+    if row["seeds"]:
         seen = run["images_seen"] / sum(run["class_counts"])
         data_set = f"{run['dataset']}, IR {records.ratio_word(run['imbalance_ratio'])}"
-        rows[data_set, run["steps"]] = {"each image seen": f"{seen:,.0f} times"}
-        rows[data_set, run["steps"]] |= {"seeds": seeds}
-        rows[data_set, run["steps"]] |= {
-            s.capitalize(): r.words() for s, r in by_split.items()
-        }
+        rows[data_set, run["steps"]] = {"each image seen": f"{seen:,.0f} times"} | row
 frame = pd.DataFrame(rows).T.sort_index()
 frame.index.names = ["data", "steps"]
 frame
