@@ -31,6 +31,7 @@ METHODS: dict[str, dict] = {
     "call": dict(base="ddpm", call=True),
     "cbdm-call": dict(base="cbdm", call=True),
     "oc-call": dict(base="oc", call=True),  # the paper's choice of base
+    "rs-sqrt-call": dict(base="ddpm", call=True, resample=0.5),
 }
 TITLES: dict[str, str] = {  # of the methods, in tables and figures, and in their order
     "ddpm": "DDPM",
@@ -43,6 +44,7 @@ TITLES: dict[str, str] = {  # of the methods, in tables and figures, and in thei
     "call": "CALL",
     "cbdm-call": "CBDM + CALL",
     "oc-call": "OC + CALL",
+    "rs-sqrt-call": "RS, square root + CALL",
 }
 
 # smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: about an hour on one GPU.

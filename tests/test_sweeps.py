@@ -45,7 +45,7 @@ def test_the_grids_hold_what_the_paper_ran():
         "fig4": (1 + 6) * 2 * 2 * 3,
         "fig5": 4 * 3 * 2 * 3,  # methods, widths, data sets, seeds
         "digits": 10 * 3,
-        "digits-study": (10 * 2 + 16 + 2 * 2) * 5,  # methods at two ratios, variants of CALL, widths; seeds
+        "digits-study": (10 * 2 + 1 + 16 + 2 * 2) * 5,  # methods at two ratios, RS + CALL, variants, widths; seeds
         "digits-guided": 10 * 5,
         "fashion": 6 * 5,
     }
