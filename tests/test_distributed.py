@@ -4,12 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
 
-from callkit import checkpoints, records
+from callkit import checkpoints, distributed, records
 from callkit.checkpoints import CHECKPOINT, LOG
 from callkit.config import make_config
 from callkit.training import train
@@ -43,6 +44,32 @@ def together(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess
     for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output
     return outputs
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([0, 3])])
+def test_the_gradients_of_two_shares_add_up_to_that_of_the_whole(reserved, inputs, rows, monkeypatch):
+    """In one process that plays both; the expert is not zero, as it is at the start of training."""
+
+    def loss(eps, general):
+        return eps.pow(2).mean() + (general - (eps if rows is None else eps[rows])).pow(2).mean()
+
+    whole = reserved.forward_both(*inputs, rows=rows)
+    loss(*whole).backward()
+    expected = {name: p.grad.clone() for name, p in reserved.named_parameters()}
+    reserved.zero_grad()
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    sent = cycle([eps.detach() for eps in whole])
+
+    def all_gather(parts, own):
+        for part, of in zip(parts, next(sent).chunk(2), strict=True):
+            part.copy_(of)
+
+    monkeypatch.setattr(distributed.dist, "all_gather", all_gather)
+    for rank in (lambda: 0, lambda: 1):
+        monkeypatch.setattr(distributed, "rank", rank)
+        loss(*distributed.Sharded(reserved).forward_both(*inputs, rows=rows)).backward()  # adds to what is there
+    for name, p in reserved.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 # OC and focal look at the whole batch, CBDM predicts three times, the subset and ADA draw more

@@ -3,13 +3,15 @@
 import json
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from callkit import checkpoints, evaluation, records, sampling, training
 from callkit.__main__ import main
-from callkit.config import make_config
+from callkit.config import SAMPLING, make_config
+from callkit.diffusion import NoiseSchedule
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,40 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     assert steps[3:] == [32, 4], "two batches were there already"
     assert scores(path) == scores(whole)
     assert list((tmp_path / "parts").iterdir()) == [path]
+
+
+def test_what_is_measured_was_drawn_as_the_record_says(run, tmp_path):
+    model, c = checkpoints.load_model(run)
+    torch.manual_seed(0)
+    for p in model.parameters():
+        p.normal_(0, 0.2)  # a network for which guidance makes a difference
+    path = evaluation.evaluate_run(
+        run, results=tmp_path, guidance_scale=2.0, save_images=tmp_path / "png", load_model=lambda *_: (model, c)
+    )
+    words = json.loads(path.read_text())
+    found = np.stack([np.asarray(Image.open(p).convert("L")) for p in sorted((tmp_path / "png").iterdir())])
+    seed, steps = words["sampling"]["seed"], SAMPLING["smoke"]["steps"]
+    drawn = model, NoiseSchedule(), sampling.balanced_labels(10, 10), 8, seed, steps
+    guided, plain = (sampling.sample(*drawn, scale)[:, 0].numpy() for scale in (2.0, 1.0))
+    assert words["run"]["guidance_scale"] == 2 and words["sampling"]["steps"] == steps
+    assert (found == guided).all() and (found != plain).any()
+
+
+def test_the_curve_of_a_record_has_the_averages_of_the_log():
+    rng = np.random.default_rng(0)
+    base, allocation, distance = rng.random(50), rng.random(50), rng.random((50, 4))
+    distance[:, 3] = np.nan  # a class that was never drawn
+    zeros = [0.0] * 4
+    log = [
+        checkpoints.StepRecord(10 * i + 10, 0.0, base[i], allocation[i], 0.0, 0.0, zeros, distance[i].tolist())
+        for i in range(50)
+    ]
+    curve = evaluation.training_curve(log, [9, 5, 2, 1], points=25)
+    assert curve["step"] == list(range(20, 501, 20))
+    expected = {"base_loss": base, "allocation_loss": allocation}
+    expected |= {f"distance_{split}": distance[:, c] for c, split in enumerate(("many", "medium", "few"))}
+    for name, values in expected.items():
+        assert curve[name] == pytest.approx(values.reshape(25, 2).mean(1)), name
 
 
 def test_images_are_all_saved_though_an_interrupted_evaluation_saved_none(run, tmp_path, monkeypatch):

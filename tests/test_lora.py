@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
@@ -230,6 +231,22 @@ def test_samples_equal_the_merged_pipelines(studio, trained, tmp_path, guidance)
 
 
 # Training
+
+
+def test_a_batch_has_latents_from_their_posterior_and_some_prompts_dropped(studio, monkeypatch):
+    def cached(model, images, cache):
+        return torch.cat([torch.full((len(images), 4, 8, 8), v) for v in (3.0, 2.0)], 1)  # mean, standard deviation
+
+    monkeypatch.setattr(lora, "cached_latents", cached)
+    tune = settings(studio, batch_size=500, label_drop=0.25, resample=1.0, lr=0.02, weight_decay=0.5, lam=0.3)
+    pieces = lora._pieces(tune, torch.device("cpu"), studio / "data", False)
+    batch, weights = pieces.draw(0, torch.Generator().manual_seed(0))
+    assert scipy.stats.kstest(((batch.x0 - 3) / 2).flatten()[::7].numpy(), "norm").pvalue > 1e-3
+    assert (batch.condition == 3).float().mean().item() == pytest.approx(0.25, abs=0.07)
+    assert scipy.stats.chisquare(batch.y.bincount().numpy()).pvalue > 1e-3, "balanced"
+    assert weights.sum().item() == pytest.approx(1)
+    assert pieces.allocation.lam == 0.3
+    assert [pieces.optimiser.defaults[k] for k in ("lr", "weight_decay")] == [0.02, 0.5]
 
 
 @pytest.mark.parametrize("method", ["ddpm", "cbdm", "oc", "call", "cbdm-call", "oc-call"])

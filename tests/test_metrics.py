@@ -121,6 +121,24 @@ def test_evaluate_reports_every_split_class_and_copy_check(real):
     assert trained["copies"]["many"]["nearest_is_train"] == 1
 
 
+def test_every_set_is_compared_with_its_own_images_and_unseen_ones_were_not_trained_on(real, monkeypatch):
+    """Features that say which image, or of generated ones which class, they are of."""
+    n, labels, seen = len(real.full), balanced_labels(10, 3), []
+    described = metrics.Description(torch.arange(n)[:, None], torch.zeros(n, 1), real.full.images)
+    generated = metrics.Description(labels[:, None], torch.zeros(30, 1), torch.zeros(30, 1, 8, 8, dtype=torch.uint8))
+    monkeypatch.setattr(metrics, "compare", lambda ours, theirs, logits=None: seen.append((ours, theirs)) or {})
+    names = list(metrics.score(generated, labels, real, described)["metrics"])
+    classes = {"overall": range(10), "many": range(3), "medium": range(3, 6), "few": range(6, 10)}
+    classes |= {f"class-{c}": [c] for c in range(10)}
+    trained = set(real.kept.tolist())
+    for name, (ours, theirs) in zip(names, seen, strict=True):
+        of = classes[name.removeprefix("unseen-")]
+        images = {i for i, c in enumerate(real.full.labels.tolist()) if c in of}
+        images -= trained if name.startswith("unseen-") else set()
+        assert sorted(theirs.flatten().tolist()) == sorted(images), name
+        assert sorted(ours.flatten().tolist()) == sorted([*of] * 3), name
+
+
 def test_a_test_set_is_the_reference_and_copies_are_still_told_from_the_training_set(real):
     half, test = real.full.subset(range(900)), real.full.subset(range(900, 1797))
     kept = np.concatenate([np.flatnonzero(half.labels == c)[: 30 - 3 * c] for c in range(10)])
@@ -299,4 +317,5 @@ def test_thumbnails_average_to_32_pixels():
     big = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     big[:, :, ::2] = 100
     assert metrics.thumbnails(big).shape == (1, 3, 32, 32) and (metrics.thumbnails(big) == 50).all()
-    assert metrics.thumbnails(big[..., :8, :8]) is not None and metrics.thumbnails(big[..., :8, :8]).shape[-1] == 8
+    small = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(metrics.thumbnails(small), small)

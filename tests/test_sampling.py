@@ -30,6 +30,26 @@ def test_ddim_equals_diffusers(unet, steps, clip):
     torch.testing.assert_close(ours / scale, x / scale, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_guided_samplers_equal_diffusers(unet, sampler):
+    settings = dict(num_train_timesteps=50, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=True)
+    torch.manual_seed(0)
+    x, y, null = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 3]), torch.full((3,), 4)
+    ours, theirs = (torch.Generator().manual_seed(1) for _ in range(2))
+    if sampler == "ddim":
+        scheduler, options = DDIMScheduler(**settings, set_alpha_to_one=True), dict(use_clipped_model_output=True)
+        scheduler.set_timesteps(10)
+        found = last(ddim(unet, NoiseSchedule(50), x, y, 10, 2.5)).x
+    else:
+        scheduler, options = DDPMScheduler(**settings, variance_type="fixed_large"), dict(generator=theirs)
+        found = last(ddpm(unet, NoiseSchedule(50), x, y, ours, guidance_scale=2.5)).x
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            eps, without = (unet(x, t.repeat(3), condition) for condition in (y, null))
+            x = scheduler.step(without + 2.5 * (eps - without), t, x, **options).prev_sample
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("variance", ["large", "small"])
 @pytest.mark.parametrize("clip", [True, False])
 def test_ddpm_equals_diffusers(unet, variance, clip):

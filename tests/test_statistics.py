@@ -87,8 +87,21 @@ def test_only_seeds_that_both_have_are_paired():
 def test_what_does_not_pair_is_an_error():
     with pytest.raises(ValueError, match="two records of one seed"):
         paired([record(0, 1.0), record(0, 2.0)], [record(0, 1.0)], "few")
-    with pytest.raises(ValueError, match=r"seed0 and seed0 differ in run\.imbalance_ratio: they do not pair"):
-        paired([record(0, 1.0, imbalance_ratio=20)], [record(0, 1.0)], "few")
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        *(("run", key) for key in ("dataset", "imbalance_ratio", "profile", "steps", "class_counts")),
+        *(("sampling", key) for key in ("sampler", "steps")),
+        *(("evaluation", key) for key in ("extractor_sha256", "generated_images", "reference")),
+    ],
+)
+def test_records_that_differ_in_what_decides_a_score_do_not_pair(part, key):
+    other = record(0, 1.0)
+    other[part][key] = "another"
+    with pytest.raises(ValueError, match=rf"seed0 and seed0 differ in {part}\.{key}: they do not pair"):
+        paired([other], [record(0, 1.0)], "few")
 
 
 def test_real_records_pair():

@@ -62,11 +62,6 @@ def test_a_finished_run_is_left_alone(finished):
     assert (finished / CHECKPOINT).read_bytes() == before
 
 
-def test_the_seed_decides(finished, tmp_path):
-    list(train(smoke(seed=1), tmp_path))
-    assert read_log(tmp_path / LOG)[-1].loss != read_log(finished / LOG)[-1].loss
-
-
 def test_methods_with_one_seed_share_images_timesteps_noise_and_dropout(tmp_path):
     first = {}
     for method in ("ddpm", "call"):
@@ -109,18 +104,6 @@ def test_every_method_trains(method, tmp_path):
 def test_step_seeds_do_not_collide():
     seeds = {step_seed(seed, stream, step) for seed in range(3) for stream in range(4) for step in range(500)}
     assert len(seeds) == 3 * 4 * 500
-
-
-def test_ema_follows_its_ramp(tmp_path):
-    """One step from the initial weights: ema = decay * initial + (1 - decay) * weights, decay = 1 / 10."""
-    config = smoke(steps=1)
-    with training._global_seed(step_seed(config.seed, 1), torch.device("cpu")):
-        initial = dict(build_model(config, 1, 10).named_parameters())
-    list(train(config, tmp_path))
-    tensors, _ = load_checkpoint(tmp_path / CHECKPOINT)
-    for name, start in initial.items():
-        expected = 0.1 * start + 0.9 * tensors[f"model.{name}"]
-        torch.testing.assert_close(tensors[f"ema.{name}"], expected.detach())
 
 
 def test_other_settings_need_another_folder(finished):
@@ -232,9 +215,8 @@ def test_a_released_checkpoint_is_the_model_without_the_optimiser(finished, tmp_
     assert (tmp_path / "small.safetensors").stat().st_size < (finished / CHECKPOINT).stat().st_size / 3
 
 
-def test_records_describe_their_interval(finished):
+def test_a_log_has_a_number_for_each_class_that_was_drawn(finished):
     record = read_log(finished / LOG)[-1]
-    assert record.loss == pytest.approx(record.base_loss + record.allocation_loss)
     drawn = np.isfinite(record.base_loss_by_class)
     assert drawn[0] and (drawn == np.isfinite(record.distance_by_class)).all()
     assert all(json.loads(line)["step"] for line in (finished / LOG).read_text().splitlines())
