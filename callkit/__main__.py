@@ -57,7 +57,7 @@ def imbalance_ratio(text: str) -> float | str:
 def add_device(p) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument("--device", type=device, default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
-    p.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
+    p.add_argument("--threads", type=positive, help="CPU threads (default: all cores; under torchrun one)")
 
 
 def device(text: str) -> str:

@@ -44,7 +44,10 @@ class LowRank(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         if self.scale == 0:
             return weight
-        product = self.B @ self.A if self.kept is None else self.kept
+        product = self.kept
+        if product is None:
+            with torch.autocast(weight.device.type, enabled=False):  # weights are float32 before they are rounded
+                product = self.B @ self.A
         return weight + self.scale * product.view_as(weight)
 
 

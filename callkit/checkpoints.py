@@ -31,7 +31,7 @@ class TrainingError(RuntimeError):
 def build_model(config: TrainConfig, in_channels: int, num_classes: int) -> UNet:
     """The network of `config`, with capacity reserved if it asks for CALL. Initialised from the global generator.
 
-    Its weights are channels-last in memory, and so are then the images, which is faster but for small networks.
+    Its weights are channels-last in memory, and so are then the images, which is faster on a CPU but for small ones.
     """
     model = UNet(
         in_channels,

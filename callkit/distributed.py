@@ -21,20 +21,21 @@ from callkit.unet import take
 def started(device: str) -> Iterator[str]:
     """Within the block the processes that torchrun started know each other; yields this process's device.
 
-    Without torchrun it does nothing.
+    Without torchrun it does nothing. ValueError for one GPU by its number, which would be that of all processes.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
+    if device.startswith("cuda:"):
+        raise ValueError(f"device must be cuda under torchrun, which gives each process its own GPU; got {device}")
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=timedelta(days=1))  # the first process measures while the others wait
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    # Not after an exception: the others may wait for a sum that this process will not join, until torchrun ends them.
+    dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from callkit.records import replacing
+from callkit.records import made_once
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -87,12 +87,11 @@ def load_files(paths: list[Path], size: int, cache: Path) -> Tensor:
     """
     state = [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
     key = hashlib.sha256(repr((size, state)).encode()).hexdigest()[:16]
-    path = cache / f"images-{size}-{key}.npy"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), 3, size, size))
-            for i, p in enumerate(tqdm(paths, desc="decoding, once", unit="img", disable=len(paths) < 1000)):
-                array[i] = decode(p, size)
-            array.flush()
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+    def make(path: Path) -> None:
+        array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(paths), 3, size, size))
+        for i, p in enumerate(tqdm(paths, desc="decoding, once", unit="img", disable=len(paths) < 1000)):
+            array[i] = decode(p, size)
+        array.flush()
+
+    return torch.from_numpy(np.load(made_once(cache / f"images-{size}-{key}.npy", make), mmap_mode="c"))

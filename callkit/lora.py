@@ -220,11 +220,12 @@ def cached_latents(model: StableDiffusion, images: Tensor, cache: Path) -> Tenso
     encoder = hashlib.sha256()
     for p in model.vae.state_dict().values():
         encoder.update(p.cpu().numpy().tobytes())
-    path = cache / f"latents-{encoder.hexdigest()[:8]}-{data.fingerprint(images)}.safetensors"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+
+    def make(path: Path) -> None:
         checkpoints.save_checkpoint(path, {"latents": model.encode(images, progress=len(images) >= 1000)}, {})
-    return checkpoints.load_checkpoint(path)[0]["latents"]
+
+    path = cache / f"latents-{encoder.hexdigest()[:8]}-{data.fingerprint(images)}.safetensors"
+    return checkpoints.load_checkpoint(records.made_once(path, make))[0]["latents"]
 
 
 def train(
@@ -318,6 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     def add_sample(commands) -> None:
         cli.add_sample(commands).set_defaults(command=sample)
 
+    torch.backends.cuda.matmul.allow_tf32 = True  # as PyTorch's convolutions have it; most of the work is in matrices
     cli.main(argv, "python -m callkit.lora", __doc__, (add_train, add_evaluate, add_sample, add_export))
 
 

@@ -221,7 +221,8 @@ def describe(images: Tensor, extractor: str = "digits", device: str = "cpu", pro
     network = _extractor(extractor).to(device)
     batch_size = 50 if device == "cpu" else 500  # on a CPU what fits into its caches is fastest
     parts = []
-    with tqdm(total=len(images), desc=f"{extractor} features", unit="img", disable=not progress) as bar:
+    full = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # as on a CPU: features are compared and cached
+    with full, tqdm(total=len(images), desc=f"{extractor} features", unit="img", disable=not progress) as bar:
         for part in images.split(batch_size):
             features, logits = network(part.to(device))
             parts.append(Description(features.cpu(), logits.cpu(), thumbnails(part)))
@@ -244,13 +245,12 @@ def describe_real(
         return describe(images.images, extractor, device)
     pixels = data.fingerprint(images.images)
     name = f"features-{extractor}-{extractor_hash(extractor)[:8]}-{pixels}-{len(images)}.safetensors"
-    path = cache_folder / name
-    if not path.exists():
+
+    def make(path: Path) -> None:
         described = describe(images.images, extractor, device, progress=progress)
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        with records.replacing(path) as temporary:
-            save_file({k: v.contiguous() for k, v in described._asdict().items()}, temporary)
-    return Description(**load_file(path))
+        save_file({k: v.contiguous() for k, v in described._asdict().items()}, path)
+
+    return Description(**load_file(records.made_once(cache_folder / name, make)))
 
 
 def statistics(features: Tensor) -> dict[str, np.ndarray]:

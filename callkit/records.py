@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 SCHEMA_VERSION = 1
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -94,6 +95,17 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def made_once(path: Path, make: Callable[[Path], None]) -> Path:
+    """`path`, which `make` is told to write if it is not there. Of several processes one does, and the others wait."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                with replacing(path) as temporary:
+                    make(temporary)
+    return path
 
 
 def to_json(value):

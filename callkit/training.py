@@ -103,6 +103,7 @@ class _Batches:
     def __init__(self, config: TrainConfig, train_set: data.ImageSet, allocation: AllocationLoss, device: torch.device):
         self.config, self.allocation, self.device = config, allocation, device
         self.images, self.labels = train_set.images.to(device), train_set.labels
+        self.labels_there = self.labels.to(device)
         self.num_classes = train_set.num_classes
         self.frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
 
@@ -111,7 +112,8 @@ class _Batches:
         c = self.config
         index = step_index(c, self.labels, step)
         rows, weights = self._compared(self.labels[index], step)
-        x0, y = data.to_float(self.images[index.to(self.device)]), self.labels[index].to(self.device)
+        there = index.to(self.device, non_blocking=True)
+        x0, y = data.to_float(self.images[there]), self.labels_there[there]
         augmentation = None
         if c.augment:
             warp = augment.draw(len(y), generator)
@@ -221,6 +223,8 @@ class Pieces(NamedTuple):
     counts: np.ndarray  # training images per class
     about: dict  # what else a checkpoint tells, to build the model again
     precision: AbstractContextManager = nullcontext()
+    # Compute each BA once a step. Not where compiled: CUDA graphs hold on to addresses, and these would be new ones.
+    keep_products: bool = True
 
 
 def train(
@@ -289,6 +293,7 @@ def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, co
         counts=train_set.counts,
         about={"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size},
         precision=torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+        keep_products=not compile,
     )
 
 
@@ -313,7 +318,7 @@ def _steps(
     pieces: Pieces,
     resumed: tuple[dict[str, Tensor], dict] | None,
 ) -> Iterator[StepRecord]:
-    model, network, parameters, optimiser, draw, allocation, schedule, counts, about, precision = pieces
+    model, network, parameters, optimiser, draw, allocation, schedule, counts, about, precision, keep = pieces
     checkpoint, leader = run / CHECKPOINT, distributed.rank() == 0
     generator, objective = torch.Generator(device), OBJECTIVES[config.base]
     state = _State(config, parameters, optimiser, counts, device)
@@ -371,7 +376,8 @@ def _steps(
         for step in range(start, config.steps):
             generator.manual_seed(step_seed(config.seed, 2, step))
             batch, weights = draw(step, generator)
-            with _global_seed(step_seed(config.seed, 3, step), device), products_kept(model), precision:
+            kept = products_kept(model) if keep else nullcontext()
+            with _global_seed(step_seed(config.seed, 3, step), device), kept, precision:
                 out = objective(network, batch, schedule, generator, both=config.call, **config.base_options)
             base_loss, allocation_loss = out.loss.mean(), out.loss.new_zeros(())
             if config.call:
@@ -392,7 +398,7 @@ def _steps(
             done = step + 1
             # once: a signal during the yield below is the next step's
             interrupted = distributed.any_process(bool(stop))
-            out_of_time = distributed.any_process(minutes is not None and time.perf_counter() - began > 60 * minutes)
+            out_of_time = minutes is not None and distributed.any_process(time.perf_counter() - began > 60 * minutes)
             leaving = interrupted or out_of_time or done == config.steps
             to_log = done % config.log_every == 0 or done == config.steps
             to_save = done % config.checkpoint_every == 0 or leaving

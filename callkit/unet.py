@@ -55,8 +55,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (f(h).flatten(2).transpose(1, 2) for f in (self.q, self.k, self.v))  # (B, HW, C)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        # With a dimension of heads: without one PyTorch stores the whole attention matrix.
+        q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))  # (B, 1, HW, C)
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
         return x + self.proj(h)
 
 
@@ -235,7 +236,8 @@ class UNet(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None, masks: Masks | None = None
     ) -> Tensor:
-        return self.decode(self.encode(x_t, t, y, augmentation, masks))
+        # Drawn out here also where `encode` is compiled: there they would be other ones.
+        return self.decode(self.encode(x_t, t, y, augmentation, masks or self.dropout_masks(x_t)))
 
     def forward_both(
         self,

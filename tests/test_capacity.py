@@ -131,6 +131,15 @@ def test_refuses():
         reserve(reserve(make_unet()))
 
 
+def test_weights_are_float32_within_autocast(reserved):
+    (name, _), *_ = expert_weights(reserved).items()
+    layer = reserved.get_submodule(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.weight, merge(reserved).get_submodule(name).weight)
+        inside = layer.weight
+    assert inside.dtype == torch.float32 and torch.equal(inside, layer.weight)
+
+
 def test_products_are_computed_once_however_many_passes(reserved, inputs, monkeypatch):
     calls = []
     matmul = torch.Tensor.__matmul__

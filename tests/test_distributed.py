@@ -126,6 +126,22 @@ def test_training_goes_on_with_another_number_of_processes_and_the_evaluation_is
         assert scores == pytest.approx(b["metrics"][split], rel=1e-5, nan_ok=True), split
 
 
+def test_one_gpu_for_all_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"device must be cuda under torchrun.*got cuda:0"):
+        with distributed.started("cuda:0"):
+            pass
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: pytest.fail("it would wait"))
+    with pytest.raises(OSError, match="disk full"):
+        with distributed.started("cpu"):
+            raise OSError("disk full")
+
+
 def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("callkit.distributed.world_size", lambda: 3)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes, 3, got 16"):

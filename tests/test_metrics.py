@@ -306,11 +306,25 @@ def test_real_features_are_extracted_once_and_kept_by_content(real, tmp_path, mo
     monkeypatch.setattr(metrics, "describe", lambda *a, **k: pytest.fail("extracted again"))
     again = metrics.describe_real(few, "digits", tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    (cached,) = tmp_path.iterdir()
+    (cached,) = tmp_path.glob("*.safetensors")
     assert metrics.extractor_hash("digits")[:8] in cached.name and cached.name.endswith("-20.safetensors")
     changed = data.ImageSet(few.images + 1, few.labels, few.class_names)
     with pytest.raises(pytest.fail.Exception, match="extracted again"):
         metrics.describe_real(changed, "digits", tmp_path)
+
+
+def test_features_are_not_rounded_to_tf32_and_the_setting_is_left_as_it_was(real, monkeypatch):
+    seen, extractor = [], metrics._extractor("digits")
+
+    class Spy(torch.nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return extractor(x)
+
+    monkeypatch.setattr(metrics, "_extractor", lambda _: Spy())
+    before = torch.backends.cudnn.allow_tf32
+    metrics.describe(real.full.images[:20])
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 == before
 
 
 def test_thumbnails_average_to_32_pixels():

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 
-from callkit import checkpoints
+from callkit import checkpoints, records
 from callkit.checkpoints import (
     CHECKPOINT,
     LOG,
@@ -145,6 +146,22 @@ def test_two_processes_cannot_train_one_run(whole, tmp_path):
     list(first)  # unharmed
     assert_same_run(whole, tmp_path)
     assert list(train(settings(), tmp_path)) == [], "free again"
+
+
+def test_a_file_that_several_want_is_made_once(tmp_path):
+    made = []
+
+    def make(path):
+        made.append(path)
+        time.sleep(0.5)
+        path.write_text("whole")
+
+    def want(_):
+        return records.made_once(tmp_path / "new" / "file", make).read_text()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(want, range(4))) == ["whole"] * 4
+    assert len(made) == 1
 
 
 def test_a_full_disk_loses_nothing(whole, tmp_path):

@@ -60,6 +60,34 @@ def test_the_grids_hold_what_the_paper_ran():
     assert {c.channel_mult for c in runs["fig5"].values()} == {(1, 2, 2), (1, 2, 2, 2), (1, 2, 3, 4)}
 
 
+HOLD = """
+import os, pathlib, sys, time
+path = pathlib.Path(sys.argv[1])
+began = time.time()
+time.sleep(1)
+path.write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {began} {time.time()}")
+"""
+
+
+def test_jobs_side_by_side_never_have_the_same_gpu(tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,GPU-b", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, ROOT / "sweeps/one_gpu.py", "-c", HOLD]
+    jobs = [subprocess.Popen([*command, tmp_path / f"job{i}"], env=environment) for i in range(5)]
+    assert [job.wait(60) for job in jobs] == [0] * 5
+    held = [(tmp_path / f"job{i}").read_text().split() for i in range(5)]
+    assert {gpu for gpu, *_ in held} == {"0", "GPU-b"}
+    for i, (gpu, began, ended) in enumerate(held):
+        for other, its_begin, its_end in held[i + 1 :]:
+            assert gpu != other or float(ended) < float(its_begin) or float(its_end) < float(began)
+
+
+def test_without_a_gpu_a_job_just_runs_and_keeps_its_exit_status(tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, ROOT / "sweeps/one_gpu.py", "-c", "import sys; sys.exit(75)"]
+    assert subprocess.run(command, env=environment).returncode == 75
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_list_is_one_run_for_each_value_and_overrides_name_the_folder(tmp_path):
     text = """
     guidance_scale: [1, 2.5]

@@ -3,7 +3,7 @@ import torch
 from conftest import make_unet
 
 from callkit.capacity import expert_scale, expert_weights, reserve
-from callkit.unet import ResBlock, UNet
+from callkit.unet import Attention, ResBlock, UNet
 
 
 @pytest.mark.parametrize(("num_classes", "parameters"), [(10, 35_751_427), (100, 35_797_507)])
@@ -111,6 +111,28 @@ def test_dropout_masks_keep_a_share_and_the_mean():
         assert abs(mask.mean() - 1) < 0.02
     model(torch.zeros(64, 1, 8, 8), torch.zeros(64).long(), torch.zeros(64).long(), masks=masks)  # shapes fit
     assert model.eval().dropout_masks(torch.zeros(1, 1, 8, 8)) == [None] * len(blocks)
+
+
+def test_masks_are_drawn_outside_the_compiled_half(inputs, monkeypatch):
+    """torch.compile has generators of its own: inside, the same seed would draw other masks."""
+    model, given = make_unet(dropout=0.5).train(), []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda *a: given.append(a[-1]) or encode(*a))
+    model(*inputs)
+    model.forward_both(*inputs)
+    assert [[m is None for m in masks] for masks in given] == [[False] * len(model.dropout_masks(inputs[0]))] * 2
+
+
+def test_attention_is_the_softmax_of_scaled_products():
+    torch.manual_seed(0)
+    x, layer = torch.randn(2, 8, 4, 4), Attention(8)
+    h = layer.norm(x)
+    q, k, v = (
+        torch.einsum("oc,bcn->bno", f.weight[:, :, 0, 0], h.flatten(2)) + f.bias for f in (layer.q, layer.k, layer.v)
+    )
+    weights = torch.softmax(torch.einsum("bnc,bmc->bnm", q, k) / 8**0.5, dim=2)
+    expected = x + layer.proj(torch.einsum("bnm,bmc->bcn", weights, v).reshape(x.shape))
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_dropout_acts_where_ddpm_has_it(inputs):

@@ -1,0 +1,42 @@
+"""Become `python ARGUMENTS`, on a GPU that no other job of this machine has: `python one_gpu.py ARGUMENTS`.
+
+It is the first free one of those in CUDA_VISIBLE_DEVICES, or of all, and taken for as long as the process lives; while
+none is free it waits. Without a GPU there is nothing to take.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def visible() -> list[str]:
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def take(names: list[str]) -> str:
+    import fcntl
+
+    while True:
+        for name in names:
+            path = Path(tempfile.gettempdir()) / f"callkit-{os.getuid()}-gpu-{name}.lock"
+            lock = os.open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            os.set_inheritable(lock, True)  # the lock outlives this program, and ends with the process
+            return name
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    if names := visible():
+        os.environ["CUDA_VISIBLE_DEVICES"] = take(names)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
