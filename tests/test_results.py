@@ -244,16 +244,23 @@ def test_the_readme_shows_what_the_records_say():
         assert len(found) == 3 and records.table(found).splitlines()[2].endswith("| " + " | ".join(cells) + " |")
     studies, text = records.studies(RECORDS), " ".join(" ".join(lines).split())
     digits = records.find_study(studies, "digits", 50, "cpu")
-    (fashion,) = (s for s in studies if s.name == "fashion-mnist-ir100-cpu-image_size=8-steps=10000")
+    by_name = {s.name: s for s in studies}
+    fashion, longer = (
+        by_name[name]
+        for name in ("fashion-mnist-ir100-cpu-image_size=8-steps=10000", "digits-ir50-cpu-steps=12000")
+    )
     for study, scale, overrides, seeds, ahead in (
         (digits, 1, {}, 5, True),
         (digits, 1, {"channel_mult": [1, 1]}, 3, True),
         (digits, 1.5, {}, 3, False),
+        (longer, 1, {}, 3, False),
         (fashion, 1, {}, 3, False),
     ):
         call, ddpm = (study.select(method, overrides, guidance_scale=scale) for method in ("call", "ddpm"))
         few, overall = (paired(call, ddpm, s, ratio=True) for s in ("few", "overall"))
         assert few.words() + " on Few and " + overall.words() + " overall" in text and len(few.seeds) == seeds
         assert (max(few.values + overall.values) < 1) == ahead, "in each of the seeds"
+    copies = [r["copies"]["few"]["nearest_is_train"] for m in ("ddpm", "call") for r in longer.select(m)]
+    assert 0.65 < min(copies) < max(copies) < 0.75, "seven in ten"
     sqrt = paired(digits.select("rs-sqrt"), digits.select("ddpm"), "many", ratio=True)
     assert f"{sqrt.words()} of DDPM's FID" in text
