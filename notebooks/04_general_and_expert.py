@@ -317,8 +317,9 @@ pd.DataFrame([interval], index=["CALL, θ / DDPM"])
 # On Few and overall CALL is better in each of the pairs, and the intervals lie below 1; on Many and Medium the signs are
 # mixed, and the intervals hold 1: there it makes no difference that could be told. {doc}`11_ablations` derives the
 # interval, and {doc}`14_report` asks it of every claim. It covers the luck of training, on *one* training set and
-# without guidance. It does not carry over: on Fashion-MNIST the two are level at the end of training ({numref}`fig-steps`), and with
-# guidance they are level on digits too. And a simpler method has more of it ({doc}`09_rivals`).
+# without guidance. It does not carry over: on Fashion-MNIST the two are level at the end of training ({numref}`fig-steps`), and on
+# digits they are level with guidance, and on Few after twice as many steps ({numref}`fig-steps-ratio-digits`). And a simpler
+# method has more of it ({doc}`09_rivals`).
 #
 # The paper's own numbers, on CIFAR-100 at IR 100 with Inception features, base loss OC (from the paper's Table 4, not
 # our measurement):

@@ -246,18 +246,19 @@ def test_the_readme_shows_what_the_records_say():
     digits = records.find_study(studies, "digits", 50, "cpu")
     by_name = {s.name: s for s in studies}
     fashion, longer = (
-        by_name[name]
-        for name in ("fashion-mnist-ir100-cpu-image_size=8-steps=10000", "digits-ir50-cpu-steps=12000")
+        by_name[name] for name in ("fashion-mnist-ir100-cpu-image_size=8-steps=10000", "digits-ir50-cpu-steps=12000")
     )
-    for study, scale, overrides, seeds, ahead in (
-        (digits, 1, {}, 5, True),
-        (digits, 1, {"channel_mult": [1, 1]}, 3, True),
-        (digits, 1.5, {}, 3, False),
-        (longer, 1, {}, 3, False),
-        (fashion, 1, {}, 3, False),
+    on_ddpm, on_oc = ("call", "ddpm"), ("oc-call", "oc")
+    for study, pair, scale, overrides, seeds, ahead in (
+        (digits, on_ddpm, 1, {}, 5, True),
+        (digits, on_ddpm, 1, {"channel_mult": [1, 1]}, 3, True),
+        (digits, on_ddpm, 1.5, {}, 3, False),
+        (longer, on_ddpm, 1, {}, 3, False),
+        (fashion, on_ddpm, 1, {}, 3, False),
+        (fashion, on_oc, 1, {}, 3, True),
     ):
-        call, ddpm = (study.select(method, overrides, guidance_scale=scale) for method in ("call", "ddpm"))
-        few, overall = (paired(call, ddpm, s, ratio=True) for s in ("few", "overall"))
+        ours, base = (study.select(method, overrides, guidance_scale=scale) for method in pair)
+        few, overall = (paired(ours, base, s, ratio=True) for s in ("few", "overall"))
         assert few.words() + " on Few and " + overall.words() + " overall" in text and len(few.seeds) == seeds
         assert (max(few.values + overall.values) < 1) == ahead, "in each of the seeds"
     copies = [r["copies"]["few"]["nearest_is_train"] for m in ("ddpm", "call") for r in longer.select(m)]
