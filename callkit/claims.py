@@ -221,8 +221,8 @@ CLAIMS = (
             Part(runs("call"), "lower", runs("ddpm")),
             *(
                 Part(runs(f"{base}-call", scale=s), "lower", runs(base, scale=s))
-                for base, own in (("cbdm", 1.5), ("oc", 2.5))
-                for s in (1.0, own)
+                for base, scales in (("cbdm", (1.0, 1.5)), ("oc", (1.0, 1.5, 2.5)))
+                for s in scales
             ),
         ),
     ),

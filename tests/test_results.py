@@ -256,6 +256,7 @@ def test_the_readme_shows_what_the_records_say():
         (longer, on_ddpm, 1, {}, 3, False),
         (fashion, on_ddpm, 1, {}, 3, False),
         (fashion, on_oc, 1, {}, 3, True),
+        (fashion, on_oc, 1.5, {}, 3, True),
     ):
         ours, base = (study.select(method, overrides, guidance_scale=scale) for method in pair)
         few, overall = (paired(ours, base, s, ratio=True) for s in ("few", "overall"))
