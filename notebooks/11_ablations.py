@@ -471,12 +471,10 @@ for scale in sorted({r["run"]["guidance_scale"] for r in last.records}):
     ddpm_, call_, oc, oc_call = (
         last.select(m, guidance_scale=scale) for m in ("ddpm", "call", "oc", "oc-call")
     )
-    rows[f"{scale:g}", "CALL / DDPM"] = ratio_row(call_, ddpm_)
-    rows[f"{scale:g}", "OC + CALL / OC"] = ratio_row(oc_call, oc)
-    rows[f"{scale:g}", "OC / DDPM"] = ratio_row(oc, ddpm_)
-    rows[f"{scale:g}", "OC + CALL / DDPM"] = ratio_row(oc_call, ddpm_)
+    rows[f"CALL / DDPM, {scale:g}"] = ratio_row(call_, ddpm_)
+    rows[f"OC + CALL / OC, {scale:g}"] = ratio_row(oc_call, oc)
+    rows[f"OC / DDPM, {scale:g}"] = ratio_row(oc, ddpm_)
 frame = pd.DataFrame(rows).T
-frame.index.names = ["guidance", "FID of"]
 frame[frame["seeds"] > 0]
 
 # %% [markdown]
@@ -543,8 +541,8 @@ pd.DataFrame({"θᵍ / θ": ratio_row(general, theta)}).T
 sqrt, sqrt_call = (study.select(m) for m in ("rs-sqrt", "rs-sqrt-call"))
 pd.DataFrame(
     {
-        "RS, square root + CALL / RS, square root": ratio_row(sqrt_call, sqrt),
-        "RS, square root / DDPM": ratio_row(sqrt, ddpm),
+        "with CALL / without": ratio_row(sqrt_call, sqrt),
+        "without / DDPM": ratio_row(sqrt, ddpm),
     }
 ).T
 
