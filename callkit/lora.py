@@ -255,15 +255,16 @@ def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bo
     if tune.image_size % smallest:
         raise ValueError(f"image_size must be a multiple of {smallest} for this model, got {tune.image_size}")
     latents = cached_latents(model, train_set.images, data_root / data.CACHE).to(device)
-    labels = train_set.labels
+    labels, labels_there = train_set.labels, train_set.labels.to(device)
     frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
     weights = torch.full((tune.batch_size,), 1 / tune.batch_size, device=device)
 
     def draw(step: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
         index = training.step_index(tune, labels, step)
-        mean, std = latents[index.to(device)].chunk(2, dim=1)
+        there = index.to(device, non_blocking=True)
+        mean, std = latents[there].chunk(2, dim=1)
         x0 = mean + std * torch.randn(mean.shape, generator=generator, device=device)
-        y = labels[index].to(device)
+        y = labels_there[there]
         dropped = torch.rand(y.shape, generator=generator, device=device) < tune.label_drop
         return Batch(x0, y, y.masked_fill(dropped, model.num_classes), frequency), weights
 
