@@ -3,16 +3,14 @@
 import hashlib
 import re
 import subprocess
+import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10, where pytest brings tomli
-    import tomli as tomllib
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -64,6 +62,14 @@ def test_environment_has_the_same_python():
 def test_core_dependencies_have_lower_bounds_only():
     for line in PROJECT["dependencies"]:
         assert {specifier.operator for specifier in Requirement(line).specifier} == {">="}, line
+
+
+def test_what_is_pinned_runs_on_the_oldest_python():
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    pinned = [r for r in map(Requirement, requirements("dev")) if "==" in str(r.specifier)]
+    for r in pinned:
+        assert SpecifierSet(metadata(r.name)["Requires-Python"] or "").contains(oldest), f"{r} on Python {oldest}"
+    assert pinned
 
 
 def bibtex(key: str) -> dict[str, str]:
