@@ -114,6 +114,12 @@ def cbdm(
     return ObjectiveOutput(mse(eps, noised.eps) + strength * regulariser, eps, general)
 
 
+def _one_of_each_row(p: Tensor, generator: torch.Generator) -> Tensor:
+    """A column of each row with the probabilities p (B, K), (B,): torch.multinomial's own draw of one, but for its checks,
+    which wait for the GPU."""
+    return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(1)
+
+
 OC_MODES = ("t2h", "h2t", "full")
 
 
@@ -134,7 +140,7 @@ def transferred_index(
     noisy = noised.x_t.flatten(1).double() / alpha_bar.sqrt()
     # |noisy_i|^2 is the same for all j and drops out of the softmax
     logits = (noisy @ clean.T - clean.pow(2).sum(1) / 2) / (1 / alpha_bar - 1)
-    z = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    z = _one_of_each_row(logits.softmax(1), generator)
     p, p_z = batch.frequency[batch.y], batch.frequency[batch.y[z]]
     accepted = {"t2h": p_z >= p, "h2t": p_z <= p, "full": torch.ones_like(p, dtype=torch.bool)}[mode]
     return torch.where(accepted, z, torch.arange(len(z), device=z.device))

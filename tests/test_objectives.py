@@ -11,6 +11,7 @@ from callkit.objectives import (
     OBJECTIVES,
     Batch,
     Noised,
+    _one_of_each_row,
     add_noise,
     cbdm,
     ddpm,
@@ -155,6 +156,16 @@ def test_oc_index_equals_brute_force(mode, t):
         moved += int((ours != torch.arange(8)).sum())
     if t == 999:
         assert moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_draw_without_checks_is_multinomials_to_the_bit(dtype, monkeypatch):
+    for seed in range(20):
+        p = (10 * torch.randn(16, 12, generator=gen(seed), dtype=dtype)).softmax(1)  # some of them next to nothing
+        assert torch.equal(_one_of_each_row(p, gen(seed)), torch.multinomial(p, 1, generator=gen(seed))[:, 0])
+    monkeypatch.setattr(torch, "multinomial", lambda *_, **__: pytest.fail("it would wait for the GPU at each step"))
+    batch = make_batch(8)
+    transferred_index(batch, noised_at(batch, 900), SCHEDULE, gen())
 
 
 def test_oc_target_denoises_towards_the_chosen_image():
