@@ -12,16 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-
-def _in_up_path(name: str) -> bool:
-    return name.startswith("up.")
-
-
 WHERE: dict[str, Callable[[str, nn.Module], bool]] = {
     # the 27 convolutions of the authors' later release
-    "up-conv3x3": lambda name, m: _in_up_path(name) and isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3),
+    "up-conv3x3": lambda name, m: name.startswith("up.") and isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3),
     # every matrix of the up path: also shortcuts, attention and the embedding's projections
-    "up": lambda name, m: _in_up_path(name) and isinstance(m, nn.Conv2d | nn.Linear),
+    "up": lambda name, m: name.startswith("up.") and isinstance(m, nn.Conv2d | nn.Linear),
     # and the output convolution
     "up-tail": lambda name, m: name.startswith(("up.", "tail.")) and isinstance(m, nn.Conv2d | nn.Linear),
     # every matrix but the class embedding
@@ -39,25 +34,19 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(weight.new_zeros(d, r))  # zero: theta starts equal to theta^g
         self.A = nn.Parameter(weight.new_empty(r, k).uniform_(-1, 1) / math.sqrt(k))
         self.scale = 1.0
-        self.kept: Tensor | None = None  # BA, within `products_kept`
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.scale == 0:
             return weight
-        product = self.kept
-        if product is None:
-            with torch.autocast(weight.device.type, enabled=False):  # weights are float32 before they are rounded
-                product = self.B @ self.A
-        return weight + self.scale * product.view_as(weight)
+        with torch.autocast(weight.device.type, enabled=False):  # weights are float32 before they are rounded
+            product = self.B @ self.A
+        return torch.add(weight, product.view_as(weight), alpha=self.scale)
 
 
 def expert_weights(module: nn.Module) -> dict[str, LowRank]:
     """Name of each decomposed weight -> its low-rank expert."""
-    return {
-        name: m.parametrizations.weight[0]
-        for name, m in module.named_modules()
-        if parametrize.is_parametrized(m, "weight") and isinstance(m.parametrizations.weight[0], LowRank)
-    }
+    inside = "parametrizations.weight.0"
+    return {name.removesuffix(inside).rstrip("."): m for name, m in module.named_modules() if isinstance(m, LowRank)}
 
 
 def reserve(module: nn.Module, rank: float = 0.1, where: str | Callable[[str, nn.Module], bool] = "up") -> nn.Module:
@@ -97,19 +86,6 @@ def expert_scale(module: nn.Module, scale: float) -> Iterator[None]:
     finally:
         for e, s in zip(experts, before, strict=True):
             e.scale = s
-
-
-@contextmanager
-def products_kept(module: nn.Module) -> Iterator[None]:
-    """Within the block every BA is computed once, and not once a forward pass: for a step of several passes."""
-    experts = expert_weights(module).values()
-    for e in experts:
-        e.kept = e.B @ e.A
-    try:
-        yield
-    finally:
-        for e in experts:
-            e.kept = None
 
 
 def merge(module: nn.Module, scale: float = 1.0) -> nn.Module:

@@ -1,7 +1,7 @@
 """Stable Diffusion with reserved capacity (Section 4.3, Table 3): W = W^f + B^g A^g + B^e A^e.
 
 The pre-trained W^f stay frozen; a general adapter (theta^g) and an expert adapter of smaller rank (theta^e) are trained
-together, by the objectives and the allocation loss of the pixel models, in latent space. Chapter 13 derives it.
+together, by the objectives and the allocation loss of the pixel models, in latent space. Chapter 14 derives it.
 The adapters are peft's, so diffusers loads, scales and merges them with its own calls. The commands of `python -m
 callkit` are here too: `python -m callkit.lora train | evaluate | sample`, and `export`.
 """
@@ -200,7 +200,7 @@ def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") ->
 
 
 def export(path: str | Path, folder: str | Path) -> None:
-    """What others need of a checkpoint, in `folder`, for diffusers' own calls (Chapter 13 shows them):
+    """What others need of a checkpoint, in `folder`, for diffusers' own calls (Chapter 14 shows them):
 
     general.safetensors and, with CALL, expert.safetensors, in peft's format; merged/, a pipeline with all merged in.
     """
@@ -272,7 +272,6 @@ def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bo
         model.unet.compile()
     parameters = adapter_parameters(model)
     return training.Pieces(
-        model=model,
         network=model,
         parameters=parameters,
         optimiser=torch.optim.AdamW(parameters.values(), lr=tune.lr, weight_decay=tune.weight_decay),

@@ -115,8 +115,8 @@ def cbdm(
 
 
 def _one_of_each_row(p: Tensor, generator: torch.Generator) -> Tensor:
-    """A column of each row with the probabilities p (B, K), (B,): torch.multinomial's own draw of one, but for its checks,
-    which wait for the GPU."""
+    """A column drawn from each row of the probabilities p (B, K), int64 (B,): as torch.multinomial draws one, but for
+    its checks, which wait for the GPU."""
     return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(1)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from callkit import augment, data, distributed, records
 from callkit.allocation import AllocationLoss
-from callkit.capacity import products_kept
 from callkit.checkpoints import (
     CHECKPOINT,
     DIVERGED,
@@ -213,8 +212,7 @@ def _same_run(config: Settings, saved: dict, path: Path) -> None:
 class Pieces(NamedTuple):
     """What `carry_out` trains: the network of a pixel model, or Stable Diffusion's adapters (`lora`)."""
 
-    model: nn.Module
-    network: nn.Module  # what the base loss is given: the model, or a view of it
+    network: nn.Module  # what the base loss is given
     parameters: dict[str, nn.Parameter]  # trained ones, by name
     optimiser: torch.optim.Optimizer
     draw: Callable[[int, torch.Generator], tuple[Batch, Tensor]]  # step -> batch, weights of the compared samples
@@ -223,8 +221,6 @@ class Pieces(NamedTuple):
     counts: np.ndarray  # training images per class
     about: dict  # what else a checkpoint tells, to build the model again
     precision: AbstractContextManager = nullcontext()
-    # Compute each BA once a step. Not where compiled: CUDA graphs hold on to addresses, and these would be new ones.
-    keep_products: bool = True
 
 
 def train(
@@ -283,7 +279,6 @@ def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, co
         config.centred,
     ).to(device)
     return Pieces(
-        model=model,
         network=distributed.Sharded(model) if distributed.world_size() > 1 else model,
         parameters=parameters,
         optimiser=torch.optim.Adam(parameters.values(), lr=config.lr, fused=True),
@@ -293,7 +288,6 @@ def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, co
         counts=train_set.counts,
         about={"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size},
         precision=torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
-        keep_products=not compile,
     )
 
 
@@ -318,7 +312,7 @@ def _steps(
     pieces: Pieces,
     resumed: tuple[dict[str, Tensor], dict] | None,
 ) -> Iterator[StepRecord]:
-    model, network, parameters, optimiser, draw, allocation, schedule, counts, about, precision, keep = pieces
+    network, parameters, optimiser, draw, allocation, schedule, counts, about, precision = pieces
     checkpoint, leader = run / CHECKPOINT, distributed.rank() == 0
     generator, objective = torch.Generator(device), OBJECTIVES[config.base]
     state = _State(config, parameters, optimiser, counts, device)
@@ -376,8 +370,7 @@ def _steps(
         for step in range(start, config.steps):
             generator.manual_seed(step_seed(config.seed, 2, step))
             batch, weights = draw(step, generator)
-            kept = products_kept(model) if keep else nullcontext()
-            with _global_seed(step_seed(config.seed, 3, step), device), kept, precision:
+            with _global_seed(step_seed(config.seed, 3, step), device), precision:
                 out = objective(network, batch, schedule, generator, both=config.call, **config.base_options)
             base_loss, allocation_loss = out.loss.mean(), out.loss.new_zeros(())
             if config.call:

@@ -60,7 +60,6 @@ def test_a_run_is_adam_with_warm_up_clipping_and_an_average_on_the_sum_of_both_l
 
     monkeypatch.setitem(OBJECTIVES, "toy", toy)
     pieces = training.Pieces(
-        model=model,
         network=model,
         parameters=dict(theta=model[0], general=model[1]),
         optimiser=torch.optim.Adam(model.parameters(), lr=9.0, fused=True),  # the run's own lr takes its place
@@ -92,7 +91,7 @@ def test_every_setting_of_the_loss_reaches_it():
     own = dict(lam=0.3, consistency=0.6, diversity=0.2, bound=0.05, bound_form="cap", stop_gradient=True, centred=True)
     one, two = (training._pieces(smoke(dropout=0.3, seed=s, **own), CPU, "data", False) for s in (0, 1))
     assert {k: getattr(one.allocation, k) for k in own} == own
-    assert one.model.dropout == 0.3
+    assert one.network.dropout == 0.3
     assert not torch.equal(one.parameters["head.weight"], two.parameters["head.weight"]), "the seed initialises"
 
 
