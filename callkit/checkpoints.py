@@ -5,7 +5,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -176,8 +176,11 @@ def log_line(record: StepRecord) -> str:
 def locked(run: Path) -> Iterator[None]:
     """Within the block this process alone trains in `run`. TrainingError, naming the other, if one does already.
 
-    The lock goes with the process, also when that is killed.
+    The lock goes with the process, also when that is killed. The folder is made; OSError if that cannot be. What was
+    made goes again if the block leaves nothing there.
     """
+    made = [p for p in (run, *run.parents) if not p.exists()]
+    records.check_writable(run)
     lock, holder = FileLock(run / LOCK, timeout=0), run / HOLDER
     try:
         lock.acquire()
@@ -196,3 +199,8 @@ def locked(run: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+        if made and {p.name for p in run.iterdir()} <= {LOCK}:
+            (run / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that somebody else needs by now
+                for folder in made:
+                    folder.rmdir()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 
 from callkit.allocation import BOUND_FORMS, PRESETS
+from callkit.capacity import WHERE
+from callkit.objectives import OBJECTIVES, option_names
 
 # The network and what goes with the images.
 _CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
@@ -47,8 +49,8 @@ TITLES: dict[str, str] = {  # of the methods, in tables and figures, and in thei
     "rs-sqrt-call": "RS, square root + CALL",
 }
 
-# smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: about an hour on one GPU.
-# paper: Section 5.1.
+# smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: meant for about an hour on one GPU;
+# not timed. paper: Section 5.1.
 PROFILES: dict[str, dict] = {
     "smoke": dict(steps=20, warmup=5, ema_decay=0.9, batch_size=16, log_every=5, checkpoint_every=10),
     "cpu": dict(steps=6_000, lr=5e-4, warmup=200, ema_decay=0.999, batch_size=64, log_every=50, checkpoint_every=500),
@@ -168,12 +170,16 @@ _SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
 CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine, and how to say it
     "imbalance_ratio": (lambda v: v is None or v >= 1, "at least 1, or None"),
     "seed": (lambda v: v >= 0, "at least 0"),
+    "base": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
     "steps": _COUNT,
+    "warmup": (lambda v: v >= 0, "at least 0"),
     "batch_size": _COUNT,
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
     "channel_mult": (lambda v: v and min(v) >= 1, "one positive factor a level"),
     "channels": (lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
+    "num_res_blocks": _COUNT,
+    "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
     "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
     "bound": (lambda v: v is None or v > 0, "positive, or None for the printed loss"),
     "bound_form": (lambda v: v in BOUND_FORMS, f"one of {', '.join(BOUND_FORMS)}"),
@@ -195,6 +201,8 @@ def check_values(settings: Settings, checks: dict[str, tuple[Callable, str]] = C
         value = getattr(settings, f.name)
         if f.type is int and not isinstance(value, int):
             raise ValueError(f"{f.name} must be an integer, got {value!r}")
+        if f.type is str and not isinstance(value, str):
+            raise ValueError(f"{f.name} must be a text, got {value!r}")
         if f.type in (bool, dict) and not isinstance(value, f.type):
             raise ValueError(f"{f.name} must be {'True or False' if f.type is bool else 'a dictionary'}, got {value!r}")
         if f.type is float and not isinstance(value, int | float):
@@ -206,6 +214,10 @@ def check_values(settings: Settings, checks: dict[str, tuple[Callable, str]] = C
         fine, allowed = checks.get(f.name, (lambda v: True, ""))
         if not fine(value):
             raise ValueError(f"{f.name} must be {allowed}, got {value}")
+    allowed = option_names(settings.base)
+    if unknown := sorted(set(settings.base_options) - set(allowed)):
+        known = ", ".join(allowed) or "none"
+        raise ValueError(f"unknown base_options {unknown[0]!r} for base {settings.base}; known: {known}")
 
 
 def make_config(
@@ -231,9 +243,10 @@ def make_config(
     words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, method=method, profile=profile, seed=seed)
     config = TrainConfig.from_dict(words | settings)  # a record's overrides have lists where a config has tuples
     check_values(config)
-    shrinks = 2 ** (len(config.channel_mult) - 1)
+    levels = len(config.channel_mult)
+    if not set(config.attention_levels) <= set(range(levels)):
+        raise ValueError(f"attention_levels must lie in 0..{levels - 1}, got {config.attention_levels}")
+    shrinks = 2 ** (levels - 1)
     if config.image_size and config.image_size % shrinks:
-        raise ValueError(
-            f"image_size must be a multiple of {shrinks} for {len(config.channel_mult)} levels, got {config.image_size}"
-        )
+        raise ValueError(f"image_size must be a multiple of {shrinks} for {levels} levels, got {config.image_size}")
     return config

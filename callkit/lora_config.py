@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from callkit import config, data
 from callkit.allocation import PRESETS
-from callkit.objectives import OBJECTIVES
 
 MODEL = "lambdalabs/miniSD-diffusers"  # the paper's: Stable Diffusion 1, fine-tuned to 256 x 256
 WHERE = ("attention", "all")  # all: every matrix and convolution of the U-Net
@@ -98,7 +97,6 @@ def make_config(
         "general_rank": count,
         "at_once": count,
         "expert_rank": (lambda v: 1 <= v < tune.general_rank, "at least 1 and below general_rank"),
-        "base": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
         "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
         "prompt": (lambda v: "{class}" in v, "a text with {class} in it"),
         "weight_decay": (lambda v: v >= 0, "at least 0"),

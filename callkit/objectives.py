@@ -4,6 +4,7 @@
 keyword arguments of its function, `base_options` in a config.
 """
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -168,3 +169,9 @@ def oc(
 
 
 OBJECTIVES = {"ddpm": ddpm, "focal": focal, "cbdm": cbdm, "oc": oc}
+
+
+def option_names(base: str) -> list[str]:
+    """What `base_options` may hold for this base loss."""
+    _model, _batch, _schedule, _generator, _both, *own = inspect.signature(OBJECTIVES[base]).parameters
+    return own

@@ -250,8 +250,6 @@ def train(
             f"batch_size must be a multiple of the number of processes, {distributed.world_size()}, "
             f"got {config.batch_size}"
         )
-    if config.base not in OBJECTIVES:
-        raise ValueError(f"unknown base {config.base!r}; known: {', '.join(OBJECTIVES)}")
     run, device = Path(run) if run is not None else records.run_folder(config), torch.device(device)
     yield from carry_out(config, run, device, minutes, lambda: _pieces(config, device, data_root, compile))
 
@@ -295,7 +293,6 @@ def carry_out(
     config: Settings, run: Path, device: torch.device, minutes: float | None, prepare: Callable[[], Pieces]
 ) -> Iterator[StepRecord]:
     """The steps of `train` for any model: `prepare` makes it, once the run folder is found free and fitting."""
-    records.check_writable(run)
     with locked(run) if distributed.rank() == 0 else nullcontext():
         resumed = load_newest(run)
         if resumed:

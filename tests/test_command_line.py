@@ -15,8 +15,8 @@ PARAMETERS = {
     "05_training": lambda folder: {"profile": "smoke", "run": str(folder / "run"), "device": "cpu"},
     "06_who_gets_the_capacity": lambda folder: {"draws": 1},
     "08_inside_the_expert": lambda folder: {"per_class": 4},
-    "13_stable_diffusion": lambda folder: {"steps": 4},
-    "12_your_own_data": lambda folder: {"steps": 5, "folder": str(folder / "own")},
+    "14_stable_diffusion": lambda folder: {"steps": 4},
+    "13_your_own_data": lambda folder: {"steps": 5, "folder": str(folder / "own")},
 }
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--method", "call", "--profile", "smoke", "--seed", "0"]
@@ -72,6 +72,9 @@ def test_a_run_folder_names_what_its_run_overrides():
         (["train", "--set", "base_options=1"], "error: base_options must be a dictionary, got 1"),
         (["train", "--set", "channel_mult=0,"], "error: channel_mult must be one positive factor a level"),
         (["train", "--dataset", "celeba-hq", "--set", "image_size=66"], "error: image_size must be a multiple of 8"),
+        (["train", "--set", "where=up-conv"], "error: where must be one of up-conv3x3, up, up-tail, all, got up-conv"),
+        (["train", "--dataset", "imagefolder:nowhere", "--device", "cpu"], "error: no folder nowhere"),
+        (["train", "--set", "held_out=0.1", "--device", "cpu"], "error: held_out is for a data set's own counts"),
         (["train", "--imbalance-ratio", "0"], "error: imbalance_ratio must be at least 1"),
         (["evaluate", "nowhere"], "error: no checkpoint at nowhere"),
         (["table", "nowhere"], "error: no records in nowhere"),

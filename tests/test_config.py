@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from callkit.config import PROFILES, TrainConfig, make_config
+from callkit import records
+from callkit.config import PROFILES, WORDS, TrainConfig, make_config
+from callkit.objectives import option_names
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,15 @@ from callkit.config import PROFILES, TrainConfig, make_config
         (dict(lr="fast"), "lr must be a number, got 'fast'"),
         (dict(channel_mult=1), "channel_mult must be a tuple of integers, got 1"),
         (dict(channels=30), "channels must be a multiple of 4"),
+        (dict(base="gan"), "base must be one of ddpm, focal, cbdm, oc, got gan"),
+        (dict(where="up-conv"), "where must be one of up-conv3x3, up, up-tail, all, got up-conv"),
+        (dict(where=3), "where must be a text, got 3"),
+        (dict(num_res_blocks=0), "num_res_blocks must be at least 1, got 0"),
+        (dict(warmup=-1), "warmup must be at least 0, got -1"),
+        (dict(attention_levels=(0, 2)), r"attention_levels must lie in 0\.\.1, got \(0, 2\)"),
+        (dict(attention_levels=(-1,)), r"attention_levels must lie in 0\.\.1, got \(-1,\)"),
+        (dict(base_options={"gamma": 1.0}), "unknown base_options 'gamma' for base ddpm; known: none"),
+        (dict(method="cbdm", base_options={"taw": 1.0}), "unknown base_options 'taw' for base cbdm; known: tau, gamma"),
         (dict(learning_rate=1), "unknown setting 'learning_rate'; known: .*lr"),
     ],
 )
@@ -54,3 +65,17 @@ def test_overrides_as_a_record_has_them_make_the_config_again():
     overrides = json.loads(json.dumps(config.overrides()))
     assert overrides == {"channel_mult": [1, 2, 2], "lam": 0.5, "bound": None}
     assert make_config(**config.words(), **overrides) == config
+
+
+@pytest.mark.parametrize(("base", "names"), [("ddpm", []), ("focal", ["gamma"]), ("oc", ["mode"])])
+def test_the_options_of_a_base_loss(base, names):
+    assert option_names(base) == names
+    assert make_config(base=base, base_options=dict.fromkeys(names, 1)).base_options.keys() == set(names)
+
+
+def test_every_record_can_be_run_again():
+    for record in (json.loads(p.read_text()) for p in records.results_folder().glob("*.json")):
+        if isinstance(record, dict) and "overrides" in record.get("run", {}):
+            run = record["run"]
+            words = {name: run[name] for name in WORDS}
+            assert make_config(**words, **run["overrides"]) == TrainConfig.from_dict(record["config"])

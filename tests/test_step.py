@@ -42,8 +42,6 @@ def by_hand(p, targets, lr, warmup, clip, largest_decay):
 
 def test_a_run_is_adam_with_warm_up_clipping_and_an_average_on_the_sum_of_both_losses(tmp_path, monkeypatch):
     """A network of two free vectors, theta and theta^g, and two samples of which the second is compared."""
-    numbers = dict(warmup=7, lr=0.05, grad_clip=0.3, ema_decay=0.5)
-    c = smoke(base="toy", base_options={"shift": 0.25}, steps=40, batch_size=2, log_every=40, **numbers)
     start = torch.tensor([[1.0, -2.0, 0.5], [0.9, -1.7, 0.4]])
     targets = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0))
     model, seeds = torch.nn.ParameterList([*start.clone()]), []
@@ -59,6 +57,8 @@ def test_a_run_is_adam_with_warm_up_clipping_and_an_average_on_the_sum_of_both_l
         return batch, torch.tensor([0.7])
 
     monkeypatch.setitem(OBJECTIVES, "toy", toy)
+    numbers = dict(warmup=7, lr=0.05, grad_clip=0.3, ema_decay=0.5)
+    c = smoke(base="toy", base_options={"shift": 0.25}, steps=40, batch_size=2, log_every=40, **numbers)
     pieces = training.Pieces(
         network=model,
         parameters=dict(theta=model[0], general=model[1]),

@@ -120,7 +120,7 @@ COMMON = "common: {dataset: digits, imbalance_ratio: 50, profile: smoke, seed: [
         (COMMON + "runs: [{method: ddpm, lr: 5e-4}]", "entry 1 of runs .*: lr must be a number, got '5e-4'"),
         (COMMON + "runs: [{method: ddpm, channel_mult: [1, 2]}]", "channel_mult must be a tuple of integers, got 1"),
         (COMMON + "runs: [{method: ddpm, bound: none}]", "entry 1 of runs .*bound"),
-        (COMMON + "runs: [{method: ddpm, base_options: {gamma: 2.0}}]", "base_options cannot be set"),
+        (COMMON + "runs: [{method: focal, base_options: {gamma: 2.0}}]", "base_options cannot be set"),
         (COMMON + "runs: [ddpm]", r"entry 1 of runs \(ddpm\)"),
         (COMMON + "runs: [{method: ddpm}]\nsteps: 5", "nothing but paper_table, guidance_scale, common, runs"),
         (COMMON + "guidance_scale: strong\nruns: [{method: ddpm}]", "guidance_scale must be numbers"),

@@ -136,11 +136,6 @@ def test_an_unwritable_folder_is_refused(tmp_path):
         next(train(smoke(), tmp_path / "file" / "run"))
 
 
-def test_unknown_base(tmp_path):
-    with pytest.raises(ValueError, match="unknown base 'gan'; known: ddpm, focal"):
-        next(train(smoke(base="gan"), tmp_path))
-
-
 def test_the_printed_loss_stops_with_the_term_that_exploded(tmp_path):
     config = smoke(allocation="paper", diversity=100, lr=3e-3, warmup=1, steps=200, checkpoint_every=1)
     with pytest.raises(TrainingError, match=r"allocation loss is -.*no floor with bound=None") as stopped:
