@@ -1,6 +1,7 @@
 """Command line: train, evaluate, sample, table. Each stage starts from what the one before left on disk."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from callkit import checkpoints, config, data, distributed, live, records, training
 
+WEIGHTS = ("theta", "theta_g")
 STOPPED = 75  # exit status of a run that can go on: the shell's "temporary failure"
 
 
@@ -61,9 +63,10 @@ def add_device(p) -> None:
 
 
 def device(text: str) -> str:
-    kind, _, number = text.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text}")
+    try:
+        distributed.checked_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 
@@ -74,8 +77,8 @@ def positive(text: str) -> int:
 
 
 def _value(text: str):
-    """A NAME=VALUE value: None, bool, int, float, comma-separated tuple or word."""
-    if "," in text:
+    """A NAME=VALUE value: None, bool, int, float, comma-separated tuple of integers or text."""
+    if re.fullmatch(r"[-\d]*,[-\d,]*", text):
         return tuple(_value(part) for part in text.split(",") if part)
     words = {"None": None, "True": True, "False": False}
     if text in words:
@@ -127,7 +130,7 @@ def train(a) -> None:
 def add_evaluate(commands):
     p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
-    p.add_argument("--weights", nargs="+", help="theta, theta_g or both (default: both with CALL, else theta)")
+    p.add_argument("--weights", nargs="+", choices=WEIGHTS, help="(default: both with CALL, else theta)")
     p.add_argument("--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is none")
     p.add_argument("--extractor", help="digits, lite0 or inception (default: by data set and profile)")
     p.add_argument("--save-images", type=Path, help="also write every generated image to this folder, as PNG")
@@ -177,10 +180,10 @@ def add_sample(commands):
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--out", type=Path, default=Path("samples.png"))
     p.add_argument("--per-class", type=positive, default=10)
-    p.add_argument("--weights", default="theta", help="theta or theta_g")
+    p.add_argument("--weights", default="theta", choices=WEIGHTS)
     p.add_argument("--seed", type=int, default=0)
     add_device(p)
-    p.set_defaults(command=sample)
+    p.set_defaults(command=sample, load_model=checkpoints.load_model)
     return p
 
 
@@ -192,7 +195,7 @@ def sample(a) -> None:
 
     records.check_writable(a.out.parent)
     checkpoint = checkpoint_of(a.run)
-    model, c = checkpoints.load_model(checkpoint, a.weights, a.device)
+    model, c = a.load_model(checkpoint, a.weights, a.device)
     size = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]["image_size"]
     options = config.SAMPLING[c.profile]
     images = sampling.sample(
@@ -243,8 +246,6 @@ def main(argv: list[str] | None = None, prog: str = "python -m callkit", about: 
     for add in adders or (add_train, add_evaluate, add_sample, add_table):
         add(commands)
     a = parser.parse_args(argv)
-    if getattr(a, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
-        sys.exit(f"error: --device {a.device}, but PyTorch finds no CUDA device here")
     if getattr(a, "threads", None):
         torch.set_num_threads(a.threads)
     try:

@@ -17,6 +17,16 @@ from torch import Tensor, nn
 from callkit.unet import take
 
 
+def checked_device(name: str) -> torch.device:
+    """The device of that name. ValueError unless it is cpu, cuda or cuda:N, and here."""
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {name}")
+    if kind == "cuda" and int(number or 0) >= (here := torch.cuda.device_count()):
+        raise ValueError(f"there is no device {name}: PyTorch finds {here} CUDA devices here")
+    return torch.device(name)
+
+
 @contextmanager
 def started(device: str) -> Iterator[str]:
     """Within the block the processes that torchrun started know each other; yields this process's device.

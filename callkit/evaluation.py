@@ -9,7 +9,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -87,9 +86,6 @@ def record_divergence(
     return _write(results, settings, "diverged", record=record)
 
 
-BATCH = 500  # images sampled, described and put safely on disk at a time
-
-
 def describe_samples(
     model: nn.Module,
     labels: Tensor,
@@ -104,17 +100,16 @@ def describe_samples(
 ) -> metrics.Description | None:
     """Sample in a stream and keep the images' descriptions alone, in one file of `folder` per batch.
 
-    A model that has a method `sample_batches` samples by it, others by `sampling.sample_batches`.
     Batches that are there already are not sampled again; under torchrun the processes share the others, and the first
     alone returns the descriptions. With `save_images` every image becomes <class>-<number>.png there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
-    batch = min(BATCH, max(16, BATCH * 64**2 // image_size**2))  # 64 x 64 is the paper's largest
+    batch = sampling.batch_size_for(image_size)
     paths = [folder / f"{i:06}.safetensors" for i in range(len(labels.split(batch)))]
     missing = [i for i, p in enumerate(paths) if not p.exists()][distributed.rank() :: distributed.world_size()]
-    sample = getattr(model, "sample_batches", partial(sampling.sample_batches, model, NoiseSchedule()))
-    batches = sample(labels, image_size, seed, steps, guidance_scale, batch, wanted=missing)
+    sampler = sampling.sampler(model, NoiseSchedule())
+    batches = sampler(labels, image_size, seed, steps, guidance_scale, batch, wanted=missing)
     distributed.wait_for_all()  # all have looked before the first writes
     with tqdm(total=min(len(missing) * batch, len(labels)), desc="sampling", unit="img", disable=not progress) as bar:
         for i, images in zip(missing, batches, strict=True):

@@ -8,7 +8,7 @@ callkit` are here too: `python -m callkit.lora train | evaluate | sample`, and `
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("Stable Diffusion needs diffusers, peft and transformers: pip install 'callkit[lora]'") from error
 
-from callkit import checkpoints, config, data, distributed, records, sampling, training
+from callkit import checkpoints, data, distributed, records, sampling, training
 from callkit.allocation import AllocationLoss
 from callkit.diffusion import NoiseSchedule
 from callkit.lora_config import DATASETS, METHODS, MODEL, PROFILES, TuneConfig, make_config
@@ -127,11 +127,20 @@ class StableDiffusion(nn.Module):
         parts = latents.split(batch_size)
         return torch.cat([data.to_uint8(self.vae.decode(x / self.scaling).sample).cpu() for x in parts])
 
-    def sample_batches(self, y: Tensor, image_size: int, *args, **options) -> Iterator[Tensor]:
+    def sample_batches(
+        self,
+        y: Tensor,
+        image_size: int,
+        seed: int = 0,
+        steps: int = 50,
+        guidance_scale: float = 1.0,
+        batch_size: int | None = None,
+        wanted: Container[int] | None = None,
+    ) -> Iterator[Tensor]:
         """`sampling.sample_batches` for images of that size, through latents."""
-        size, schedule = image_size // self.factor, self.schedule.to(self.prompts.device)
-        how = dict(clip_x0=self.clip_x0, to_images=self.decode)
-        return sampling.sample_batches(self, schedule, y, size, *args, **options, **how)
+        size, batch_size = image_size // self.factor, batch_size or sampling.batch_size_for(image_size)
+        how = (seed, steps, guidance_scale, batch_size, wanted, self.clip_x0, self.decode)
+        return sampling.sample_batches(self, self.schedule, y, size, *how)
 
 
 @contextmanager
@@ -242,7 +251,7 @@ def train(
     """
     if distributed.world_size() > 1:
         raise ValueError(f"Stable Diffusion trains in one process, got {distributed.world_size()}")
-    run, device = Path(run) if run is not None else records.run_folder(tune, RUNS), torch.device(device)
+    run, device = Path(run) if run is not None else records.run_folder(tune, RUNS), distributed.checked_device(device)
     yield from training.carry_out(tune, run, device, minutes, lambda: _pieces(tune, device, Path(data_root), compile))
 
 
@@ -283,22 +292,6 @@ def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bo
     )
 
 
-def sample(a) -> None:
-    """The command: a picture of samples, one row per class."""
-    from torchvision.utils import save_image
-
-    from callkit import __main__ as cli
-
-    records.check_writable(a.out.parent)
-    model, tune = load_model(cli.checkpoint_of(a.run), a.weights, a.device)
-    labels = sampling.balanced_labels(model.num_classes, a.per_class)
-    steps = config.SAMPLING[tune.profile]["steps"]
-    batches = model.sample_batches(labels, tune.image_size, a.seed, steps, config.GUIDANCE_SCALE, a.per_class)
-    images = torch.cat([*tqdm(batches, total=model.num_classes, desc="sampling", unit="class")])
-    save_image(images.float() / 255, a.out, nrow=a.per_class, padding=1)
-    print(a.out)
-
-
 def main(argv: list[str] | None = None) -> None:
     from callkit import __main__ as cli
 
@@ -317,7 +310,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.add_evaluate(commands).set_defaults(load_model=load_model, kind=TuneConfig)
 
     def add_sample(commands) -> None:
-        cli.add_sample(commands).set_defaults(command=sample)
+        cli.add_sample(commands).set_defaults(load_model=load_model)
 
     torch.backends.cuda.matmul.allow_tf32 = True  # as PyTorch's convolutions have it; most of the work is in matrices
     cli.main(argv, "python -m callkit.lora", __doc__, (add_train, add_evaluate, add_sample, add_export))

@@ -5,6 +5,7 @@ CBDM, OC and the authors' later release write the same as (1 + w) with w = guida
 """
 
 from collections.abc import Callable, Container, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -100,6 +101,14 @@ def ddpm(
         yield SamplerStep(t, x, x0)
 
 
+BATCH = 500  # images of up to 64 x 64, the paper's largest, that are sampled at a time
+
+
+def batch_size_for(image_size: int) -> int:
+    """How many images of that size are sampled at a time: of large ones fewer."""
+    return min(BATCH, max(16, BATCH * 64**2 // image_size**2))
+
+
 def balanced_labels(num_classes: int, per_class: int) -> Tensor:
     """int64 (num_classes * per_class,): exactly `per_class` of each class, sorted."""
     return torch.arange(num_classes).repeat_interleave(per_class)
@@ -113,14 +122,15 @@ def sample_batches(
     seed: int = 0,
     steps: int = 50,
     guidance_scale: float = 1.0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     wanted: Container[int] | None = None,
     clip_x0: bool = True,
     to_images: Callable[[Tensor], Tensor] = to_uint8,
 ) -> Iterator[Tensor]:
     """Images uint8 (<= batch_size, C, image_size, image_size) for the labels y (N,), by DDIM, on the model's device.
 
-    For a model of latents, image_size is theirs, nothing is to be clipped, and `to_images` decodes them.
+    batch_size is `batch_size_for` images of that size by default. For a model of latents, image_size is theirs, nothing
+    is to be clipped, and `to_images` decodes them.
     Noise is drawn on the CPU, one generator for all batches in order: the device does not change which image comes
     from which noise, nor does making the `wanted` batches alone (those that an interrupted evaluation has not yet, or
     one process's share), nor any batch size whose batches have a multiple of 16 numbers. ValueError for labels outside
@@ -134,7 +144,7 @@ def sample_batches(
     was_training = model.training
     model.eval()
     try:
-        for i, labels in enumerate(y.split(batch_size)):
+        for i, labels in enumerate(y.split(batch_size or batch_size_for(image_size))):
             x = torch.randn(len(labels), model.in_channels, image_size, image_size, generator=generator)
             if wanted is not None and i not in wanted:
                 continue
@@ -145,6 +155,12 @@ def sample_batches(
         model.train(was_training)
 
 
+def sampler(model: nn.Module, schedule: NoiseSchedule) -> Callable[..., Iterator[Tensor]]:
+    """`sample_batches` from its argument y on: the model's own, if it has a method of that name (`lora`: its images are
+    decoded, and its schedule is its own), or the function."""
+    return getattr(model, "sample_batches", partial(sample_batches, model, schedule))
+
+
 def sample(
     model: nn.Module,
     schedule: NoiseSchedule,
@@ -153,13 +169,13 @@ def sample(
     seed: int = 0,
     steps: int = 50,
     guidance_scale: float = 1.0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """All images of `sample_batches`, uint8 (N, C, image_size, image_size)."""
-    images = []
+    """All images of `sampler`'s batches, uint8 (N, C, image_size, image_size). Errors are those of `sample_batches`."""
+    images, batches = [], sampler(model, schedule)
     with tqdm(total=len(y), desc="sampling", unit="img", disable=not progress) as bar:
-        for batch in sample_batches(model, schedule, y, image_size, seed, steps, guidance_scale, batch_size):
+        for batch in batches(y, image_size, seed, steps, guidance_scale, batch_size):
             images.append(batch)
             bar.update(len(batch))
     return torch.cat(images)

@@ -250,7 +250,7 @@ def train(
             f"batch_size must be a multiple of the number of processes, {distributed.world_size()}, "
             f"got {config.batch_size}"
         )
-    run, device = Path(run) if run is not None else records.run_folder(config), torch.device(device)
+    run, device = Path(run) if run is not None else records.run_folder(config), distributed.checked_device(device)
     yield from carry_out(config, run, device, minutes, lambda: _pieces(config, device, data_root, compile))
 
 

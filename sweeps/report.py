@@ -60,8 +60,7 @@ if "diverged" not in found[0]:
     for weights in checkpoints.available_weights(checkpoint):
         model, _ = checkpoints.load_model(checkpoint, weights, device)
         steps = config.SAMPLING[settings.profile]["steps"]
-        schedule = NoiseSchedule().to(device)
-        images = sampling.sample(model, schedule, labels, metadata["image_size"], 0, steps, guidance_scale)
+        images = sampling.sample(model, NoiseSchedule(), labels, metadata["image_size"], 0, steps, guidance_scale)
         names = [f"{weights}, {c}" for c in labels[::per_class].tolist()]
         display(viz.image_rows(list(images.split(per_class)), names))
 

@@ -91,14 +91,38 @@ def test_errors_are_one_line_before_any_work(arguments, message, tmp_path, monke
     ("option", "message"),
     [
         (["--threads", "-1"], "--threads: must be at least 1, got -1"),
-        (["--device", "foo"], "--device: must be cpu, cuda or cuda:N, got foo"),
-        (["--device", "cuda:x"], "--device: must be cpu, cuda or cuda:N, got cuda:x"),
+        (["--device", "foo"], "--device: device must be cpu, cuda or cuda:N, got foo"),
+        (["--device", "cuda:x"], "--device: device must be cpu, cuda or cuda:N, got cuda:x"),
+        (["--device", "cuda"], "--device: there is no device cuda: PyTorch finds 0 CUDA devices here"),
     ],
 )
-def test_options_are_checked_where_they_are_read(option, message, capsys):
+def test_options_are_checked_where_they_are_read(option, message, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(SystemExit):
         main(["train", *option])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample"])
+def test_weights_are_one_of_two_words(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "nowhere", "--weights", "best"])
+    assert "--weights: invalid choice: 'best'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,2,2", (1, 2, 2)),
+        ("1,", (1,)),
+        (",", ()),
+        ("1e-3", 1e-3),
+        ("None", None),
+        ("a {class} painting, oil", "a {class} painting, oil"),
+    ],
+)
+def test_a_value_is_a_tuple_where_it_is_one_of_numbers(text, value):
+    assert _value(text) == value
 
 
 def test_your_own_images_keep_their_counts_unless_a_ratio_is_given(monkeypatch):

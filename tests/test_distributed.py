@@ -113,7 +113,7 @@ def test_training_goes_on_with_another_number_of_processes_and_the_evaluation_is
     assert checkpoints.steps_done(run) == 10
     evaluate = ["evaluate", str(run), "--weights", "theta", *options]
     # batches of 30 images, so that both processes have some
-    small = "import sys; from callkit import evaluation, __main__; evaluation.BATCH = 30; __main__.main(sys.argv[1:])"
+    small = "import sys; from callkit import sampling, __main__; sampling.BATCH = 30; __main__.main(sys.argv[1:])"
     first, second = together("-c", small, *evaluate, "--results", str(tmp_path / "two"))
     assert "records:" in first and "records:" not in second
     one = subprocess.run(

@@ -26,7 +26,7 @@ def scores(path):
 
 
 def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "BATCH", 32)  # 100 images: four batches
+    monkeypatch.setattr(sampling, "BATCH", 32)  # 100 images: four batches
     whole = evaluation.evaluate_run(run, results=tmp_path / "whole")
     steps = []
     ddim = sampling.ddim
@@ -82,7 +82,7 @@ def test_the_curve_of_a_record_has_the_averages_of_the_log():
 
 
 def test_images_are_all_saved_though_an_interrupted_evaluation_saved_none(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "BATCH", 32)
+    monkeypatch.setattr(sampling, "BATCH", 32)
     monkeypatch.setattr(evaluation.metrics, "score", lambda *a: 1 / 0)
     for images in (None, tmp_path / "png"):
         with pytest.raises(ZeroDivisionError):

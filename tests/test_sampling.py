@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from callkit import sampling
 from callkit.diffusion import NoiseSchedule
 from callkit.sampling import balanced_labels, ddim, ddim_timesteps, ddpm, guided_eps, sample
 
@@ -117,6 +118,18 @@ def test_sample_is_reproducible_whatever_the_batch_size(unet):
     other = sample(unet, NoiseSchedule(), y, 8, seed=3, steps=4, batch_size=5)
     assert (one.int() - other.int()).abs().max() <= 1  # float summation order may move a rounding
     assert not torch.equal(one, sample(unet, NoiseSchedule(), y, 8, seed=4, steps=4))
+
+
+@pytest.mark.parametrize(("size", "batches"), [(64, [20]), (1024, [16, 4])])
+def test_large_images_are_sampled_few_at_a_time(unet, size, batches, monkeypatch):
+    monkeypatch.setattr(sampling, "ddim", lambda model, schedule, x, *_: [sampling.SamplerStep(0, x, x)])
+    y = torch.zeros(20, dtype=torch.int64)
+    assert [len(images) for images in sampling.sample_batches(unet, NoiseSchedule(), y, size)] == batches
+
+
+def test_a_model_with_a_way_of_its_own_is_sampled_by_it(unet):
+    unet.sample_batches = lambda y, image_size, *_: iter([torch.full((len(y), 3, image_size, image_size), 7)])
+    assert (sample(unet, NoiseSchedule(), balanced_labels(4, 1), 8) == torch.full((4, 3, 8, 8), 7)).all()
 
 
 def test_sample_evaluates_without_dropout_and_leaves_the_mode_as_it_was():

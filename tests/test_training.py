@@ -130,6 +130,16 @@ def test_a_damaged_checkpoint_is_refused_before_any_work(finished, tmp_path, dam
         load_model(tmp_path / CHECKPOINT)
 
 
+@pytest.mark.parametrize(
+    ("device", "message"), [("mps", "device must be cpu, cuda or cuda:N, got mps"), ("cuda:7", "no device cuda:7")]
+)
+def test_a_device_is_checked_before_any_work(device, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
+    with pytest.raises(ValueError, match=message):
+        next(train(smoke(), tmp_path / "run", device))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unwritable_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()  # root may write anywhere, but not below a file
     with pytest.raises(OSError, match="cannot write to"):
