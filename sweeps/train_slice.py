@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("--minutes", type=float, default=10)
     p.add_argument("--dataset", default="cifar10")
-    p.add_argument("--imbalance-ratio", type=cli.imbalance_ratio, default=100)
+    p.add_argument("--imbalance-ratio", type=cli.imbalance_ratio, help="(default: 100; natural for your own images)")
     p.add_argument("--methods", nargs="+", default=["ddpm", "oc", "oc-call"])
     p.add_argument("--profile", default="gpu")
     p.add_argument("--seed", type=int, default=0)
@@ -273,11 +273,12 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--root", type=Path, default=Path("runs"), help="where run folders are")
     p.add_argument("--data-root", type=Path, default=Path("data"))
     cli.add_device(p)
+    p.set_defaults(usual_ratio=100)
     a = p.parse_args(argv)
     if a.threads:
         torch.set_num_threads(a.threads)
     try:
-        words, overrides = (a.dataset, a.imbalance_ratio), cli.settings(a.set)
+        words, overrides = (a.dataset, cli.chosen_ratio(a)), cli.settings(a.set)
         configs = [config.make_config(*words, m, a.profile, a.seed, **overrides) for m in dict.fromkeys(a.methods)]
         runs = {records.run_folder(c, a.root): c for c in configs}
         work = Slice(runs, a.minutes, a.images, a.device, a.data_root)

@@ -136,6 +136,18 @@ def test_a_signal_stops_it_with_a_checkpoint_and_status_75(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "ratio"),
+    [(["imagefolder:x"], None), (["digits", "--imbalance-ratio", "natural"], None), (["digits"], 100)],
+)
+def test_the_imbalance_ratio_is_that_of_callkit_train(words, ratio, monkeypatch):
+    made = []
+    monkeypatch.setattr(train_slice.config, "make_config", lambda dataset, ratio, *_, **__: made.append(ratio) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_slice.main(["--dataset", *words])
+    assert made == [ratio]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "gan"], "error: unknown method 'gan'"),
