@@ -77,7 +77,7 @@ def execute(names: list[str]) -> None:
         for name in names
         if not (EXECUTED / f"{name}.ipynb").exists()
         or not (key := EXECUTED / f"{name}.key").exists()
-        or key.read_text() != keys[name]
+        or key.read_text(encoding="utf-8") != keys[name]
     }
     if not stale:
         print(f"book: {len(names)} notebooks unchanged")
@@ -110,7 +110,7 @@ def execute(names: list[str]) -> None:
                 pool.shutdown(cancel_futures=True)
                 partial = EXECUTED / f"{name}.partial.ipynb"
                 sys.exit(f"{error}\nbook: notebooks/{name} failed; what it showed until then is in {partial}")
-            (EXECUTED / f"{name}.key").write_text(keys[name])
+            (EXECUTED / f"{name}.key").write_text(keys[name], encoding="utf-8")
             print(f"book: [{number}/{len(running)}] notebooks/{name}  {seconds:.0f} s", flush=True)
 
 
@@ -157,7 +157,7 @@ def add_mathjax(static: Path) -> None:
 def save_figures(notebook: Path, folder: Path) -> None:
     """Write the picture of each cell tagged `save:NAME.png`, for a page of prose to show."""
     folder.mkdir(exist_ok=True)
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         for tag in cell["metadata"].get("tags", []):
             if tag.startswith("save:"):
                 (image,) = (o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {}))
@@ -167,7 +167,7 @@ def save_figures(notebook: Path, folder: Path) -> None:
 def processor() -> str:
     """What the notebooks ran on, as far as the machine tells."""
     told = Path("/proc/cpuinfo")
-    models = re.findall(r"^model name\s*: (.+)", told.read_text(), re.M) if told.exists() else []
+    models = re.findall(r"^model name\s*: (.+)", told.read_text(encoding="utf-8"), re.M) if told.exists() else []
     return f"{models[0] if models else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
@@ -175,7 +175,7 @@ def statistics(names: list[str]) -> str:
     """A table of how long each executed notebook took, from the metadata that papermill left in it."""
     lines, total = ["| chapter | seconds | of these its longest cell | executed |", "|---|---:|---:|---|"], 0.0
     for name in names:
-        notebook = json.loads((EXECUTED / f"{name}.ipynb").read_text())
+        notebook = json.loads((EXECUTED / f"{name}.ipynb").read_text(encoding="utf-8"))
         run, cells = notebook["metadata"]["papermill"], notebook["cells"]
         longest = max(cell["metadata"].get("papermill", {}).get("duration") or 0 for cell in cells)
         total += run["duration"]
@@ -204,8 +204,8 @@ def stage(names: list[str]) -> None:
         save_figures(EXECUTED / f"{name}.ipynb", SRC / "book/_figures")
     for name in ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"):  # which pages of prose include
         shutil.copy2(name, SRC)
-    (SRC / "book/_statistics.md").write_text(statistics(names))
-    config = yaml.safe_load(Path("_config.yml").read_text())
+    (SRC / "book/_statistics.md").write_text(statistics(names), encoding="utf-8")
+    config = yaml.safe_load(Path("_config.yml").read_text(encoding="utf-8"))
     config["execute"]["execute_notebooks"] = "off"
     if repository := github_repository():
         config["repository"] = {"url": repository, "branch": "main"}
@@ -216,7 +216,7 @@ def stage(names: list[str]) -> None:
     if OFFLINE:
         add_mathjax(SRC / "book/_static")
         config["sphinx"]["config"]["mathjax_path"] = "mathjax/tex-chtml.js"
-    (SRC / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (SRC / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def render() -> None:
@@ -229,24 +229,24 @@ def render() -> None:
     command = [*jupyter_book, "build", SRC, "--path-output", "."]
     command += ["--toc", (SRC / "book/_toc.yml").resolve(), "-W", "-n", "--keep-going"]
     log = BUILD / "sphinx.log"
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         status = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT).returncode
     if status:
         shutil.rmtree(HTML, ignore_errors=True)  # no half-built book to mistake for a good one
-        lines = log.read_text().splitlines()
+        lines = log.read_text(encoding="utf-8").splitlines()
         problems = [line for line in lines if re.search("WARNING|ERROR|CRITICAL", line)] or lines
         sys.exit("\n".join(problems) + f"\nbook: not built; all of Sphinx's output is in {log}")
 
 
 def main() -> None:
     os.chdir(ROOT)
-    contents = documents(yaml.safe_load(Path("book/_toc.yml").read_text()))
+    contents = documents(yaml.safe_load(Path("book/_toc.yml").read_text(encoding="utf-8")))
     names = [Path(document).name for document in contents if document.startswith("notebooks/")]
     execute(names)
     stage(names)
     key, rendered = digest(files(SRC) + files(Path("callkit"))), BUILD / "html.key"
     pages = [HTML / "index.html"] + [HTML / f"{document}.html" for document in contents]
-    if rendered.exists() and rendered.read_text() == key and all(page.exists() for page in pages):
+    if rendered.exists() and rendered.read_text(encoding="utf-8") == key and all(page.exists() for page in pages):
         print("book: pages unchanged")
     else:
         rendered.unlink(missing_ok=True)
@@ -254,7 +254,7 @@ def main() -> None:
         # Some versions of Jupyter Book exit 0 without a page.
         if missing := [str(page) for page in pages if not page.exists()]:
             sys.exit(f"book: not built: {', '.join(missing)}")
-        rendered.write_text(key)
+        rendered.write_text(key, encoding="utf-8")
     print(f"book: {ROOT / HTML / 'index.html'}")
 
 

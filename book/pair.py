@@ -29,7 +29,7 @@ if importlib.util.find_spec("callkit") is None:
 
 def github_repository() -> str | None:
     """https://github.com/OWNER/NAME from pyproject.toml, if it is there."""
-    project = (ROOT / "pyproject.toml").read_text()
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     match = re.search(r'^Repository = "(https://github\.com/[\w.-]+/[\w.-]+)"', project, re.M)
     return match and match[1]
 

@@ -1,5 +1,6 @@
 """What book/build.py writes itself."""
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,16 @@ pytest.importorskip("jupytext")
 sys.path.append(str(Path(__file__).parents[1] / "book"))
 
 import build
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", ["book/build.py", "book/pair.py", "callkit/tables.py"])
+def test_text_with_greek_letters_is_read_and_written_as_utf_8(path):
+    calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))) if isinstance(node, ast.Call)]
+    named = [c for c in calls if getattr(c.func, "attr", "") in ("read_text", "write_text", "open")]
+    named = [c for c in named if ast.unparse(c.func) != "tarfile.open"]
+    assert named and all("encoding" in {k.arg for k in c.keywords} for c in named)
 
 
 def test_the_statistics_are_the_notebooks_own(tmp_path, monkeypatch):
