@@ -118,7 +118,7 @@ def truncated_expert(model: nn.Module, rank: int | None = None, only: str = "") 
     cut = copy.deepcopy(model)
     for name, expert in expert_weights(cut).items():
         u, s, vt = torch.linalg.svd(expert.B @ expert.A, full_matrices=False)
-        kept = 0 if not name.endswith(only) else min(rank or len(s), expert.B.shape[1])
+        kept = 0 if not name.endswith(only) else min(len(s) if rank is None else rank, expert.B.shape[1])
         expert.B.zero_()
         expert.B[:, :kept] = u[:, :kept] * s[:kept]
         expert.A[:kept] = vt[:kept]

@@ -30,7 +30,7 @@ def prune(module: nn.Module, rate: float = 0.1, how: str = "global") -> nn.Modul
 
     "global"  the weights of smallest magnitude in the whole network (Han et al., 2015)
     "layer"   those of smallest magnitude in each layer
-    "filter"  in each layer whole output filters, with their bias, of smallest L1 norm (Li et al., 2017)
+    "filter"  in each layer whole output filters, with their bias if any, of smallest L1 norm (Li et al., 2017)
 
     ValueError if the rate is outside [0, 1), `how` unknown, or the module has an expert that is not merged.
     """
@@ -51,7 +51,8 @@ def prune(module: nn.Module, rate: float = 0.1, how: str = "global") -> nn.Modul
             norms = m.weight.flatten(1).abs().sum(1)
             gone = norms.argsort(stable=True)[: int(rate * len(norms))]
             m.weight[gone] = 0
-            m.bias[gone] = 0
+            if m.bias is not None:
+                m.bias[gone] = 0
     return pruned
 
 

@@ -75,7 +75,8 @@ def test_the_control_has_the_spectrum_and_other_directions(reserved, inputs):
 
 def test_a_truncated_expert_keeps_what_it_is_asked_to(reserved):
     cut = probes.truncated_expert(reserved, rank=1, only="emb")
-    whole = probes.truncated_expert(reserved)
+    whole, nothing = probes.truncated_expert(reserved), probes.truncated_expert(reserved, rank=0)
+    assert not any((expert.B @ expert.A).any() for expert in expert_weights(nothing).values())
     for name, expert in expert_weights(reserved).items():
         product = expert.B @ expert.A
         torch.testing.assert_close(expert_weights(whole)[name].B @ expert_weights(whole)[name].A, product)

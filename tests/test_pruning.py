@@ -39,6 +39,11 @@ def test_filter_zeroes_whole_filters_and_their_bias(unet):
             assert norms[gone].max() <= norms[~gone].min()
 
 
+def test_filter_takes_layers_without_a_bias():
+    layer = torch.nn.Linear(2, 4, bias=False)
+    assert (prune(layer, 0.25, "filter").weight == 0).all(1).sum() == 1
+
+
 @pytest.mark.parametrize("how", ["global", "layer", "filter"])
 def test_only_convolutions_and_linear_maps_change_and_the_original_not_at_all(unet, how):
     state = {k: v.clone() for k, v in unet.state_dict().items()}
