@@ -1,5 +1,6 @@
 """Capacity allocation, Eq. (4)-(6): keep theta^g like theta on majorities, push them apart on minorities."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -70,8 +71,10 @@ class AllocationLoss:
         self.stop_gradient, self.centred = stop_gradient, centred
 
     def to(self, device) -> "AllocationLoss":
-        self.omega_con, self.omega_div = self.omega_con.to(device), self.omega_div.to(device)
-        return self
+        """A copy there; this one stays where it is."""
+        moved = copy.copy(self)
+        moved.omega_con, moved.omega_div = self.omega_con.to(device), self.omega_div.to(device)
+        return moved
 
     def phi(self, distance: Tensor, base_loss: Tensor | None = None) -> Tensor:
         """What the diversity term gains from each distance, (B,); `base_loss` (B,) is for the relative bound."""
@@ -123,6 +126,7 @@ class AllocationLoss:
 
 PRESETS: dict[str, dict] = {
     "paper": dict(consistency=1.0, diversity=1.0, bound=None),  # as printed: no floor, diverges
-    "released": dict(consistency=1.0, diversity=0.2, bound=None),  # the authors' later code: allocates nothing
+    # the authors' later code: allocated nothing in our small runs (Chapter 07)
+    "released": dict(consistency=1.0, diversity=0.2, bound=None),
     "bounded": dict(consistency=1.0, diversity=1.0, bound=0.1),  # ours, and the default
 }

@@ -102,9 +102,12 @@ def draw(n: int, generator: torch.Generator, probability: float = PROBABILITY) -
 
 
 def apply(images: Tensor, matrix: Tensor) -> Tensor:
-    """Move the contents of images (B, C, S, S) by matrices (B, 3, 3): one bicubic warp, mirrored beyond the edges."""
+    """Move the contents of images (B, C, S, S) by matrices (B, 3, 3): one bicubic warp, mirrored beyond the edges.
+
+    ValueError for images that are not square. A matrix without an inverse, which no `Warp` has, is not noticed.
+    """
     if images.shape[-1] != images.shape[-2]:
         raise ValueError(f"images must be square, got {tuple(images.shape[-2:])}")
-    source = torch.linalg.inv(matrix)[:, :2]  # where each output pixel comes from
+    source = torch.linalg.inv_ex(matrix).inverse[:, :2]  # where each output pixel comes from; `inv` waits for the GPU
     grid = F.affine_grid(source, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)

@@ -3,6 +3,8 @@
 Derived in notebooks/03_unet_and_ddim.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,10 @@ class NoiseSchedule:
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
 
     def to(self, device) -> "NoiseSchedule":
-        self.betas, self.alpha_bar = self.betas.to(device), self.alpha_bar.to(device)
-        return self
+        """A copy there; this one stays where it is."""
+        moved = copy.copy(self)
+        moved.betas, moved.alpha_bar = self.betas.to(device), self.alpha_bar.to(device)
+        return moved
 
     def signal_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), float32 (B, 1, 1, 1)."""

@@ -133,7 +133,7 @@ class _Batches:
         drawn = [self.allocation.subset(share, size, generator) for share in shares]
         rows = torch.cat([rows + i * len(shares[0]) for i, (rows, _) in enumerate(drawn)])
         weights = torch.cat([weights for _, weights in drawn]) / len(shares)
-        return rows.to(self.device), weights.to(self.device)
+        return tuple(v.to(self.device, non_blocking=True) for v in (rows, weights))
 
 
 class _State:

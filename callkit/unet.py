@@ -164,7 +164,8 @@ class UNet(nn.Module):
         self._initialise()
 
     def _initialise(self):
-        """Xavier-uniform weights and zero biases; every residual branch and the output start near zero."""
+        """Xavier-uniform weights and zero biases. Every ResBlock's last convolution and the output start near zero;
+        attention's projection does not, as in effect in the field's public code (pytorch-ddpm)."""
         near_zero = {m.conv2 for m in self.modules() if isinstance(m, ResBlock)} | {self.tail[-1]}
         for m in self.modules():
             if isinstance(m, nn.Conv2d | nn.Linear):
@@ -200,7 +201,7 @@ class UNet(nn.Module):
             else:
                 shape = (len(x_t), layer.conv2.in_channels, height, width)
                 uniform = torch.empty(shape, device=x_t.device, memory_format=memory_format).uniform_()
-                masks.append(uniform.ge_(self.dropout).div_(1 - self.dropout))  # bernoulli_ is 3 times slower on a CPU
+                masks.append(uniform.ge_(self.dropout).div_(1 - self.dropout))  # not bernoulli_, slower on a CPU
         return masks
 
     def encode(

@@ -67,7 +67,7 @@ def test_loss_per_sample_is_the_formula(preset):
         assert out.loss[i].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-@given(st.floats(0, 100), st.floats(1e-3, 10))
+@given(st.floats(0, 100, allow_subnormal=False), st.floats(1e-3, 10))
 def test_saturation_is_bounded_increasing_and_below_the_identity(d, bound):
     value = saturate(torch.tensor(d, dtype=torch.float64), bound).item()
     assert 0 <= value <= bound * (1 + 1e-12) and value <= d * (1 + 1e-12)
@@ -187,3 +187,10 @@ def test_a_subset_of_no_size():
     for size in (0, 65):
         with pytest.raises(ValueError, match=r"size must lie in 1\.\.64, the batch, got"):
             AllocationLoss(COUNTS).subset(a_batch()[0], size, torch.Generator())
+
+
+def test_a_moved_loss_leaves_the_first_where_it_is():
+    loss = AllocationLoss([3, 2, 1])
+    there = loss.to("meta")
+    assert {there.omega_con.device.type, there.omega_div.device.type} == {"meta"}
+    assert {v.device.type for v in (loss.omega_con, loss.omega_div, there.priority)} == {"cpu"}

@@ -56,6 +56,13 @@ def test_the_inverse_matrix_undoes_a_warp():
     assert (back - image)[inner].abs().max() < 0.05 < 0.5 < (there - image).abs().max()
 
 
+def test_a_warp_does_not_wait_for_the_gpu(monkeypatch):
+    matrix = draw(50, torch.Generator().manual_seed(0), probability=1.0).matrix()
+    assert torch.equal(torch.linalg.inv_ex(matrix).inverse, torch.linalg.inv(matrix))
+    monkeypatch.setattr(torch.linalg, "inv", lambda _: pytest.fail("it looks whether it could"))
+    apply(torch.zeros(50, 1, 8, 8), matrix)
+
+
 def test_nothing_is_nine_zeros_and_the_condition_names_the_warp():
     assert not one().condition().any()
     condition = one(mirror=1, rotation=math.pi, stretch=2, stretch_axis=math.pi / 2, shift_y=0.7).condition()[0]

@@ -27,3 +27,10 @@ def test_noise_and_image_imply_each_other():
     x_t = schedule.q_sample(x0, t, eps)
     torch.testing.assert_close(schedule.eps_to_x0(x_t, t, eps), x0, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(schedule.x0_to_eps(x_t, t, x0), eps, rtol=1e-3, atol=1e-4)
+
+
+def test_a_moved_schedule_leaves_the_first_where_it_is():
+    schedule = NoiseSchedule(10)
+    there = schedule.to("meta")
+    assert {there.alpha_bar.device.type, there.betas.device.type} == {"meta"} and there.timesteps == 10
+    assert {schedule.alpha_bar.device.type, schedule.betas.device.type} == {"cpu"}

@@ -57,6 +57,13 @@ def test_wrong_image_size(unet):
         unet(torch.zeros(1, 1, 7, 8), torch.tensor([0]), torch.tensor([0]))
 
 
+def test_what_starts_near_zero():
+    model = UNet(1, 4, channels=8, channel_mult=(1, 2), attention_levels=(1,), num_res_blocks=1)
+    largest = {name: p.abs().max().item() for name, p in model.named_parameters() if p.ndim == 4}
+    near_zero = {name for name, value in largest.items() if value < 1e-4}
+    assert near_zero == {name for name in largest if name.endswith("conv2.weight")} | {"tail.2.weight"}
+
+
 @pytest.mark.parametrize("where", ["up", lambda name, m: isinstance(m, torch.nn.Conv2d)])
 def test_forward_both_equals_two_forwards_with_gradients(where, inputs):
     def model():
