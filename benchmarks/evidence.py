@@ -1,4 +1,4 @@
-"""What chapter 14 needs and no record has: three measurements of released networks, and of the training images.
+"""What chapter 15 needs and no record has: three measurements of released networks, and of the training images.
 
     python benchmarks/evidence.py [--out benchmarks/evidence.json]
 

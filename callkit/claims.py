@@ -1,4 +1,4 @@
-"""The paper's claims as comparisons of records, and what the records make of each (chapter 14).
+"""The paper's claims as comparisons of records, and what the records make of each (chapter 15).
 
 A claim is a list of parts. Each part says which runs are set against which, in what split, and whether the FID of the
 first should be lower than, higher than or equal to that of the second. A verdict follows from the records by one rule,
@@ -22,6 +22,7 @@ EXPECTED = {  # where the ratio of two FIDs should lie
 }
 SYMBOLS = dict(zip(EXPECTED, "<>≈≲", strict=True))
 VERDICTS = ("supported", "direction only", "not supported", "reversed", "not tested")
+RULING = dict(zip(VERDICTS, ("better", "direction", "–", "worse", ""), strict=True))  # on "A is better than B"
 
 
 def runs(method: str, weights: str = "theta", scale: float = 1.0, **overrides) -> dict:

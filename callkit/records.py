@@ -237,6 +237,16 @@ def by_steps(found: list[Study]) -> dict[str, dict[int, Study]]:
     return {name: dict(sorted(family.items())) for name, family in families.items()}
 
 
+def ends(found: list[Study]) -> list[Study]:
+    """Of each family of `by_steps` the study with the profile's own number of steps and the one with the most."""
+    return [
+        study
+        for family in by_steps(found).values()
+        for steps, study in family.items()
+        if steps == max(family) or "steps" not in study.records[0]["run"]["overrides"]
+    ]
+
+
 def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, profile: str) -> Study:
     """The one with these words, the data set's own image size and the profile's own steps; ValueError if none has."""
     by_name = {study.name: study for study in found}

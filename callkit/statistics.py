@@ -1,7 +1,8 @@
 """What a difference between two methods over a few seeds is worth: paired by seed, with intervals and p-values.
 
 Derived in chapter 11. Two records of one seed share the training images, every timestep and noise of training, and
-the noise that sampling starts from; what differs is the method. So differences are taken seed by seed.
+the noise that sampling starts from; if code and PyTorch are the same, too, only the method differs. So differences are
+taken seed by seed.
 """
 
 from collections.abc import Sequence

@@ -108,6 +108,13 @@ def ratios(study: Study, words: dict, baseline: dict) -> dict[str, Paired]:
     return {s: paired(*pair, s, ratio=True) for s in splits(study)}
 
 
+def ratio_row(ours: list[dict], baseline: list[dict]) -> dict:
+    """For a table: how many seeds pair, and the FID ratio with its 95 % interval in each split and overall."""
+    by_split = {s: paired(ours, baseline, s, ratio=True) for s in (*SPLITS, "overall")}
+    row = {"seeds": len(by_split["overall"].seeds)}
+    return row | {s.capitalize(): ratio.words() for s, ratio in by_split.items()}
+
+
 def fids(study: Study, words: dict) -> dict[str, list[float]]:
     """By split, of each seed."""
     return {s: [r["metrics"][s]["fid"] for r in study.select(**words)] for s in splits(study)}
@@ -122,6 +129,47 @@ def unguided(study: Study) -> list[dict]:
 def methods(study: Study) -> list[str]:
     """Those of `unguided` without overrides."""
     return [w["method"] for w in unguided(study) if not w["overrides"]]
+
+
+def gains(found: list[Study]) -> dict[str, dict[str, Paired]]:
+    """CALL over its base loss without CALL in the studies of `records.ends`, where at least `claims.SEEDS` seeds have
+    both: FID ratios on Few and overall, by data, imbalance ratio, training steps, base loss and guidance scale."""
+    made = {}
+    for study in records.ends(found):
+        run = study.records[0]["run"]
+        for words in variants(study):
+            base = words["method"].removesuffix("call").removesuffix("-") or "ddpm"
+            if base == words["method"] or words["weights"] != "theta" or words["overrides"]:
+                continue
+            pair = study.select(**words), study.select(**plain(words, base))
+            ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
+            if len(ratio["overall"].seeds) >= claims.SEEDS:
+                name = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
+                name += f", on {TITLES[base]}" * (base != "ddpm")
+                name += f", guided {words['guidance_scale']:g}" * (words["guidance_scale"] != 1)
+                made[name] = ratio
+    return made
+
+
+def gain_rows(found: list[Study]) -> list[dict]:
+    """`gains` in words, with the verdict on "CALL is better"."""
+    return [
+        {
+            "where": name,
+            "seeds": len(ratio["overall"].seeds),
+            "CALL / base on Few": ratio["few"].words(),
+            "Few": claims.RULING[claims.verdict(ratio["few"], "lower")],
+            "CALL / base overall": ratio["overall"].words(),
+            "overall": claims.RULING[claims.verdict(ratio["overall"], "lower")],
+        }
+        for name, ratio in gains(found).items()
+    ]
+
+
+def gain_figure(found: list[Study]) -> Figure:
+    """`gains` on Few."""
+    rows = [(f"{name} (n = {len(of['few'].seeds)})", of["few"]) for name, of in gains(found).items()]
+    return viz.forest([(name, ratio, "lower", claims.verdict(ratio, "lower")) for name, ratio in rows])
 
 
 def figures(study: Study) -> dict[str, Figure]:
@@ -187,6 +235,7 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
 
     <study>-scores, -differences, -claims; -methods, -against-ddpm, -variants, -guidance, -distance, -divergence;
     <studies>-steps, -steps-against-ddpm;
+    gains and all-gains, CALL over its base loss in all studies;
     records.csv, all scores; all.md, every variant and when diverged runs stopped; measured, the claims that are about
     no score; paper-table1 to 5, ours beside the paper's numbers.
     """
@@ -194,7 +243,7 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
     written = []
 
     def table(name: str, rows: list[dict], markdown: bool = True) -> None:
-        with (folder / f"{name}.csv").open("w", newline="") as f:
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, rows[0])
             writer.writeheader()
             writer.writerows(rows)
@@ -218,6 +267,9 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
             if found := rows(study):
                 table(f"{study.name}-{name}", found)
     drawn = {study.name: figures(study) for study in studies}
+    if rows := gain_rows(studies):
+        table("gains", rows)
+        drawn["all"] = {"gains": gain_figure(studies)}
     for name, family in records.by_steps(studies).items():
         if len(family) > 1:  # one of them may have the family's name
             drawn[name] = drawn.get(name, {}) | steps_figures(family)

@@ -281,9 +281,9 @@ def forest(rows: list[tuple[str, Paired, str, str]]) -> Figure:
     for verdict, color in VERDICT_COLORS.items():
         axes.plot([], [], "o", color=color, label=verdict)
     axes.axvline(1, color=INK, linewidth=1, linestyle=":")
-    low, high = min(0.5, *means) / 1.5, max(2, *means) * 1.5
+    low, high = min(0.8, *means) / 1.25, max(1.25, *means) * 1.25
     axes.set(xlim=(low, high), xlabel="ratio of the two FIDs")
-    log_axis(axes.xaxis, (1, 3) if high < 100 * low else (1,))
+    log_axis(axes.xaxis, (1, 1.25, 8) if high < 3 * low else (1, 3) if high < 100 * low else (1,))
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -311,6 +311,21 @@ def score_curves(by_method: dict[str, dict[float, dict[str, list[float]]]], xlab
         log_axis(axes.yaxis, (1, 3) if max(scores) > 10 * min(scores) else (1, 1.5, 2, 3, 4, 5, 7))
     panels[0].set_ylabel("FID (lower is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def copies_and_fid(by_method: dict[str, dict[int, np.ndarray]], machine: float) -> Figure:
+    """FID against the share of copies, a dot per run, and a line through the means of each number of training steps:
+    by_method[method][steps] is (runs, 2). `machine` is the FID of the training images themselves."""
+    figure, axes = _figure(figsize=(5.2, 3.4))
+    for (method, by_steps), color in zip(by_method.items(), (INK, BLUE), strict=True):
+        for dots in by_steps.values():
+            axes.plot(*dots.T, "o", color=color, alpha=0.6, markersize=4)
+        axes.plot(*np.array([dots.mean(0) for dots in by_steps.values()]).T, color=color, label=TITLES[method])
+    axes.axhline(machine, color=INK, linewidth=1, linestyle=":", label="the training images")
+    axes.set(xlabel="share of copies", ylabel="FID (lower is better)")
+    log_axis(axes.yaxis)
+    axes.legend()
     return figure
 
 

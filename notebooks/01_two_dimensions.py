@@ -49,18 +49,18 @@ viz.style()
 # ## A long tail in the plane
 #
 # Seven classes lie on a ring. Each is a horseshoe: a mixture of $K = 7$ round Gaussians with standard deviation
-# $s = 0.1$ along an arc,
+# $\rho = 0.1$ along an arc,
 #
 # ```{math}
 # :label: eq-plane-mixture
-# p(\mathbf{x}_0 \mid y) = \sum_k \pi_{k \mid y}\; \mathcal{N}(\mathbf{x}_0;\, \mu_k,\, s^2 I) .
+# p(\mathbf{x}_0 \mid y) = \sum_k \pi_{k \mid y}\; \mathcal{N}(\mathbf{x}_0;\, \mu_k,\, \rho^2 I) .
 # ```
 #
 # Every class is the same horseshoe, rotated. No class is harder than another, and they differ in how many points there
 # are of them *and in nothing else*. No image data set offers that.
 
 # %%
-C, K, s = 7, 7, 0.1  # classes, Gaussians in each, their standard deviation
+C, K, rho = 7, 7, 0.1  # classes, Gaussians in each, their standard deviation
 
 
 def rotation(angle):
@@ -78,7 +78,7 @@ centres = torch.cat(
 def draw(y, generator):
     """One point of each class in y, (B, 2)."""
     k = y * K + torch.randint(K, y.shape, generator=generator)
-    return centres[k] + s * torch.randn(len(y), 2, generator=generator)
+    return centres[k] + rho * torch.randn(len(y), 2, generator=generator)
 
 
 counts = data.long_tailed_counts(1000, C, imbalance_ratio)
@@ -201,7 +201,7 @@ assert torch.allclose(schedule.q_sample(image(truth), t, image(eps)), image(x_t)
 # $\mathbf{x}_t$ would be Gaussian with mean $a_t \mu_k$ and variance
 #
 # $$
-# v_t = a_t^2 s^2 + \sigma_t^2 ,
+# v_t = a_t^2 \rho^2 + \sigma_t^2 ,
 # $$
 #
 # and of the deviation $\mathbf{x}_t - a_t \mu_k$ the share $\sigma_t^2 / v_t$ would be due to the noise, so
@@ -246,7 +246,7 @@ def log_weights(component_class):
     return torch.cat([within, null[None]]).log()
 
 
-exact = Mixture(centres, s, log_weights(torch.arange(C).repeat_interleave(K)))
+exact = Mixture(centres, rho, log_weights(torch.arange(C).repeat_interleave(K)))
 
 # %% [markdown]
 # Is it right? If $\epsilon^*$ is the conditional mean, what is left of $\epsilon$ is uncorrelated with *every* function
@@ -475,8 +475,9 @@ def excess_risk(model):
 # %% [markdown]
 # ## Training
 #
-# One function trains all networks of this page. A tenth of the labels is dropped, that is, replaced by Null, as is usual
-# for guidance {cite:p}`ho2022cfg`. The lines under `if rank` and `if lam` are all that CALL adds; we come to them below.
+# One function trains all networks of this page. A tenth of the labels is dropped, that is, replaced by Null, so that the
+# network also learns to predict without a class. {term}`Guidance <guidance scale>` {cite:p}`ho2022cfg` needs that
+# ({doc}`03_unet_and_ddim`): it moves a prediction further away from Null's. The lines under `if rank` and `if lam` are all that CALL adds; we come to them below.
 
 
 # %%
@@ -558,7 +559,7 @@ print(f"class {C - 1} has {tail / head:.0f} times the excess risk of class 0")
 # onto the head and draw the wrong class. Or it can know roughly where the points are and **blur** the shape.
 #
 # Memorising would be no accident. The training loss is an average over the *training points*, and its minimiser is
-# again an exact predictor: that of a mixture of one spike per training point, {eq}`eq-plane-exact` with $s = 0$. A
+# again an exact predictor: that of a mixture of one spike per training point, {eq}`eq-plane-exact` with $\rho = 0$. A
 # large enough network that is trained for long enough gets there. So we have *two* known answers to compare with:
 
 # %%
@@ -654,17 +655,27 @@ for name, value in on_few.items():
     )
 
 # %% [markdown]
-# The two parts are not equal. With as many points as one likes the tail is not much better off, as long as its share of
-# each batch stays what it is. With a fair share it gains even from the few points that there are. Only with both does
-# it come near the head. Within a training as short as this, most of the tail's trouble is a matter of how often the
-# network is asked about it.
+# In this run the two parts are not equal. With as many points as one likes the tail is not much better off, as long as its
+# share of each batch stays what it is. A fair share helps it even with the few points that there are. Only with both does it
+# come near the head: within a training as short as this, how often the network is asked about the tail matters more
+# than how few points there are. And nothing is free: with balanced batches the excess risk of class 0 doubles.
+# {doc}`09_rivals` meets the same price in re-sampled images.
 #
 # ## CALL
 #
 # {doc}`../book/method` has the whole method, {doc}`04_general_and_expert` derives it. In short: `reserve` writes each
 # weight matrix of the decoder as $W^g + BA$ with $BA$ of low rank; $\theta$ is all of it, $\theta^g$ the network
-# without $BA$. The allocation loss {eq}`eq-bounded` on the distance $D$ between their predictions pulls them together
-# on classes with many points and pushes them apart on classes with few.
+# without $BA$. For a point of class $y$ let $D$ be the mean over both coordinates of
+# $(\epsilon_\theta - \epsilon_{\theta^g})^2$. CALL adds to its loss
+#
+# ```{math}
+# \lambda \left( \omega_\text{Con}^y\, D - \omega_\text{Div}^y\; b \left(1 - e^{-D/b}\right) \right), \qquad
+# \omega_\text{Con}^y \propto N_y, \quad \omega_\text{Div}^y \propto 1 / N_y ,
+# ```
+#
+# both weights with mean 1 over the classes. For class 0 the first term wins and pulls the two predictions together. For
+# class 6 the second wins and pushes them apart, until $D$ is a few times $b = 0.1$. (The paper has $D$ in place of
+# $b(1 - e^{-D/b})$; below we see what comes of it, and {doc}`07_a_floor_for_the_loss` why.)
 #
 # Two settings differ from the paper's: a rank of one quarter instead of a tenth, and $\lambda = 5$ instead of 1. With the
 # paper's, a training as short as this one may end before anything is allocated ({ref}`ex-plane-saddle`). A function
@@ -883,7 +894,7 @@ viz.divergence_curves(
 #
 # ```{exercise}
 # :label: ex-plane-gaussian
-# Let $\mathbf{x}_0 \sim \mathcal{N}(\mu, s^2 I)$ be a single Gaussian. What is $\epsilon^*$? It is linear in $\mathbf{x}_t$:
+# Let $\mathbf{x}_0 \sim \mathcal{N}(\mu, \rho^2 I)$ be a single Gaussian. What is $\epsilon^*$? It is linear in $\mathbf{x}_t$:
 # find its slope by linear regression of $\epsilon$ on $\mathbf{x}_t$ and compare.
 # ```
 #
@@ -892,7 +903,7 @@ viz.divergence_curves(
 # ```
 #
 # {eq}`eq-plane-exact` with one component: $\epsilon^* = \frac{\sigma_t}{v_t} (\mathbf{x}_t - a_t \mu)$. The slope is
-# $\operatorname{Cov}(\epsilon, \mathbf{x}_t) / \operatorname{Var}(\mathbf{x}_t) = \sigma_t / (a_t^2 s^2 + \sigma_t^2)$,
+# $\operatorname{Cov}(\epsilon, \mathbf{x}_t) / \operatorname{Var}(\mathbf{x}_t) = \sigma_t / (a_t^2 \rho^2 + \sigma_t^2)$,
 # which also is the slope of least squares.
 
 # %%
@@ -936,14 +947,14 @@ with torch.no_grad():
         "weighted by N_c": exact.log_weights,
         "balanced": balanced_weights,
     }.items():
-        target = Mixture(centres, s, weights)(test_x, test_t, null)
+        target = Mixture(centres, rho, weights)(test_x, test_t, null)
         gap = torch.stack(
             [objectives.mse(m(test_x, test_t, null), target) for m in ddpm]
         )
         print(f"mean squared distance to the predictor {name}: {gap.mean():.3f}")
 
 # %% [markdown]
-# Guidance pushes away from this answer, and so away from the head.
+# Guidance moves away from this answer, and so away from the head.
 #
 # ```{solution-end}
 # ```

@@ -38,8 +38,9 @@ imbalance_ratio = 50
 # N_c = \left\lfloor N_{\max}\, \mathrm{IR}^{-c/(C-1)} \right\rfloor
 # ```
 #
-# images: each class is smaller than the one before by the same *factor*, and the last is $\mathrm{IR}$ times smaller
-# than the first.
+# images: each class is smaller than the one before by the same *factor*, and the last is about $\mathrm{IR}$ times smaller
+# than the first. (About, because of the rounding down: our digits at $\mathrm{IR} = 50$ keep 174 and 3 images, a factor of
+# 58. Sets are named by the $\mathrm{IR}$ of the rule.)
 #
 # ```{margin} In the paper
 # Section 5.1, "Datasets". The paper uses $\mathrm{IR} = 100$ and $50$.
@@ -151,7 +152,9 @@ for c in (0, real.full.num_classes - 1):
 
 # %% [markdown]
 # Every *image* is seen equally often. What differs is how much of the batch's gradient a *class* has, and how many
-# different images it brings. Both push a model to spend its {term}`capacity` on the majority.
+# different images it brings. Both put rare classes at a disadvantage. That the
+# model therefore spends its {term}`capacity` on the majority is the paper's thesis; {doc}`06_who_gets_the_capacity` and
+# {doc}`08_inside_the_expert` test it.
 #
 # ## Which images we compare with
 #

@@ -152,8 +152,16 @@ viz.frame_slider(frames, names, alts, "timestep t", start=4)
 # ```
 #
 # A generative model should make the data likely. For a chain of small steps the likelihood has a lower bound that
-# falls apart into one term per step: how far is the model's step $p_\theta(\mathbf{x}_{t-1} \mid \mathbf{x}_t, y)$
-# from the step that we would take if we *knew* the image? That step is Gaussian, by Bayes' rule for two Gaussians:
+# falls apart into one term per step (Jensen's inequality, and Bayes' rule in each step):
+#
+# ```{math}
+# \log p_\theta(\mathbf{x}_0 \mid y) \ge \mathbb{E}_q \Bigl[ \log p_\theta(\mathbf{x}_0 \mid \mathbf{x}_1, y)
+# - \sum_{t > 1} \operatorname{KL}\bigl( q(\mathbf{x}_{t-1} \mid \mathbf{x}_t, \mathbf{x}_0) \,\Vert\, p_\theta(\mathbf{x}_{t-1} \mid \mathbf{x}_t, y) \bigr)
+# - \operatorname{KL}\bigl( q(\mathbf{x}_T \mid \mathbf{x}_0) \,\Vert\, p(\mathbf{x}_T) \bigr) \Bigr] .
+# ```
+#
+# The last term has no parameters. Those of the sum ask: how far is the model's step from the step that we would take if we
+# *knew* the image? That step is Gaussian, by Bayes' rule for two Gaussians:
 #
 # ```{math}
 # :label: eq-unet-posterior
@@ -176,8 +184,8 @@ viz.frame_slider(frames, names, alts, "timestep t", start=4)
 # \mu_\theta = \frac{1}{\sqrt{\alpha_t}} \Bigl( \mathbf{x}_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}\, \epsilon_\theta(\mathbf{x}_t, t, y) \Bigr) .
 # ```
 #
-# For Gaussians with variance $\sigma_t^2$ in the model, what depends on $\theta$ in the divergence is
-# $\lVert \tilde\mu_t - \mu_\theta \rVert^2 / 2 \sigma_t^2$, hence
+# The divergence of two Gaussians, the second with variance $\sigma_t^2$ in each direction, depends on their means through
+# $\lVert \tilde\mu_t - \mu_\theta \rVert^2 / 2 \sigma_t^2$ and on nothing else of $\theta$, hence
 #
 # ```{math}
 # :label: eq-unet-weight
@@ -485,12 +493,12 @@ pd.DataFrame(
 # $q(\mathbf{x}_t \mid \mathbf{x}_0)$, never how $\mathbf{x}_t$ and $\mathbf{x}_{t-1}$ belong together. Any process
 # with the right marginals will do, and the simplest one keeps the *same* noise along the whole way. From
 # $\mathbf{x}_t$ and the prediction follows an image, and from the image and the prediction follows the state at any
-# smaller $s < t$:
+# smaller $u < t$:
 #
 # ```{math}
 # :label: eq-unet-ddim
 # \hat{\mathbf{x}}_0 = \frac{\mathbf{x}_t - \sqrt{1 - \bar\alpha_t}\,\hat\epsilon}{\sqrt{\bar\alpha_t}}, \qquad
-# \mathbf{x}_s = \sqrt{\bar\alpha_s}\,\hat{\mathbf{x}}_0 + \sqrt{1 - \bar\alpha_s}\,\hat\epsilon .
+# \mathbf{x}_u = \sqrt{\bar\alpha_u}\,\hat{\mathbf{x}}_0 + \sqrt{1 - \bar\alpha_u}\,\hat\epsilon .
 # ```
 #
 # Nothing random, and nothing that asks for small steps. With the two additions of an image sampler, clipping and

@@ -316,10 +316,9 @@ pd.DataFrame([interval], index=["CALL, θ / DDPM"])
 # %% [markdown]
 # On Few and overall CALL is better in each of the pairs, and the intervals lie below 1; on Many and Medium the signs are
 # mixed, and the intervals hold 1: there it makes no difference that could be told. {doc}`11_ablations` derives the
-# interval, and {doc}`14_report` asks it of every claim. It covers the luck of training, on *one* training set and
-# without guidance. It does not carry over: on Fashion-MNIST the two are level at the end of training ({numref}`fig-steps`), and on
-# digits they are level with guidance, and on Few after twice as many steps ({numref}`fig-steps-ratio-digits`). And a simpler
-# method has more of it ({doc}`09_rivals`).
+# interval, and {doc}`15_report` asks it of every claim. It covers the luck of training, on *one* training set and
+# without guidance. {doc}`12_does_the_gain_last` asks what becomes of it with guidance, in longer training and on other
+# data; most of it goes. And a simpler method has more of it ({doc}`09_rivals`).
 #
 # The paper's own numbers, on CIFAR-100 at IR 100 with Inception features, base loss OC (from the paper's Table 4, not
 # our measurement):
@@ -371,7 +370,7 @@ copies["if not copying"] = {
 pd.DataFrame(copies).T.rename(columns=str.capitalize)
 
 # %% [markdown]
-# All three models sit close to their training images, on Few ten times as often as a model that does not copy: with 3
+# All three models sit close to their training images, on Few eight to eleven times as often as a model that does not copy: with 3
 # images of a class that is no surprise, and CALL does not cure it. It also puts the scores above into perspective. A
 # "model" that hands out the training images of each class in turn has learnt nothing, and scores
 # (`benchmarks/evidence.json`):

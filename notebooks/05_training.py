@@ -97,7 +97,7 @@ print(
 # The curve of this page's slice, and that of the finished run whose record comes with the book. If yours does not
 # follow it, something is different: the seed, the settings, or a bug.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record; each point averages 1/25 of the run).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 1 and meets the longer, flattening curve of the finished run.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record, averages over stretches of it).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 1 and meets the longer, flattening curve of the finished run.", "classes": "dark-light"}}
 curves = {}
 finished = records.load_records(
     dataset=dataset,
@@ -206,7 +206,7 @@ else:
 #     -p dataset digits -p imbalance_ratio 50 -p method call -p profile cpu -p seed 0
 # ```
 #
-# {doc}`../book/gpu` has the paper's recipe and what a full run needs, {doc}`12_your_own_data` the way from a folder of your
+# {doc}`../book/gpu` has the paper's recipe and what a full run needs, {doc}`13_your_own_data` the way from a folder of your
 # own photos.
 #
 # ```{admonition} Pitfalls

@@ -49,22 +49,23 @@ viz.style()
 # ## Two numbers
 #
 # Shrink everything: one minority class, whose right prediction is 1. $\theta^g$ is a number $g$, the expert a number $e$,
-# and $\theta = g + e$. Then $D = e^2$, and with $k = \omega_\text{Div} - \omega_\text{Con} > 0$ the printed loss is
+# and $\theta = g + e$. Then $D = e^2$, and with $\kappa = \omega_\text{Div} - \omega_\text{Con} > 0$ the printed loss is
 #
 # ```{math}
 # :label: eq-two-numbers
-# \mathcal{L}(g, e) = (g + e - 1)^2 - k\,e^2 .
+# \mathcal{L}(g, e) = (g + e - 1)^2 - \kappa\,e^2 .
 # ```
 #
-# Choose $g = 1 - e$: the base loss is zero for *every* $e$, and $\mathcal{L} = -k e^2$. The base loss does not hold the
+# Choose $g = 1 - e$: the base loss is zero for *every* $e$, and $\mathcal{L} = -\kappa e^2$. The base loss does not hold the
 # expert, since $\theta^g$ can pay for all that the expert does. So there is no floor, whatever the learning rate, the
 # clipping or $\lambda > 0$.
 #
-# At $(1, 0)$ the loss has a saddle: gradient flow leaves it exponentially, at the rate $r = \sqrt{4 + k^2} + k - 2$, from
+# At $(1, 0)$ the loss has a saddle: gradient flow leaves it exponentially, at the rate
+# $\nu = \sqrt{4 + \kappa^2} + \kappa - 2$, from
 # whatever $e$ starts with. First nothing seems to happen, then everything at once. Gradient descent, with the printed and
 # the bounded term:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Gradient descent on the two-number model: the expert e as printed and with the bound b = 0.1; the dotted line is the rest point. k is that of the rarest class of our training set.", "name": "fig-two-numbers"}, "image": {"alt": "The expert's size over steps, log axis. Both curves rise on the same straight line; the printed one goes on beyond 100, the bounded one bends and stays at its rest point.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Gradient descent on the two-number model: the expert e as printed and with the bound b = 0.1; the dotted line is the rest point. κ is that of the rarest class of our training set.", "name": "fig-two-numbers"}, "image": {"alt": "The expert's size over steps, log axis. Both curves rise on the same straight line; the printed one goes on beyond 100, the bounded one bends and stays at its rest point.", "classes": "dark-light"}}
 counts = data.load_long_tailed(dataset, imbalance_ratio).train.counts
 con, div = (w[-1].item() for w in class_weights(counts))
 
@@ -101,7 +102,8 @@ figure
 # * **Stopping the gradient through $\theta$ does not help.** Then $e$ feels the base loss alone and $g$ is pushed away
 #   from $g + e$; but $e$ must follow to keep $g + e = 1$, and $D$ grows all the same.
 #
-# And the weight $\lambda$ of the allocation loss? It multiplies $k$, and with it the rate at which the saddle is left. The
+# And the weight $\lambda$ of the allocation loss? It multiplies $\kappa$ and so raises the rate at which the saddle is left,
+# to $\sqrt{4 + \lambda^2 \kappa^2} + \lambda \kappa - 2$: here from 0.4 at $\lambda = 0.1$ to 6 at 1 and 36 at 5. The
 # rest point does not move: $b$ says where, $\lambda$ how soon. Move the slider; it turns $\lambda$ in the two-number model, not
 # in a network.
 
@@ -236,8 +238,10 @@ for name, (method, overrides) in variants.items():
             row["Few, " + {"theta": "θ", "theta_g": "θᵍ"}[weights]] = (
                 f"{mean:.1f}{spread}"
             )
-    ratio = paired(theta[name], theta["DDPM"], "few", ratio=True)
-    row["Few, θ over DDPM"] = ratio.words() if name != "DDPM" else ""
+    for split in ("few", "many"):
+        ratio = paired(theta[name], theta["DDPM"], split, ratio=True)
+        words_ = ratio.words() if name != "DDPM" else ""
+        row[f"{split.capitalize()}, θ over DDPM"] = words_
     table[name] = row
 pd.DataFrame(table).T.fillna("")
 
@@ -257,8 +261,8 @@ pd.DataFrame(table).T.fillna("")
 # The stop-gradient, too, finishes once there is a bound.
 #
 # Read the other way round, it is a warning. From $b = 0.1$ to 1 $\theta^g$ is pushed ten times further away, and $\theta$ on Few
-# does not change. Below there is a direction: without diversity, at $b = 0.01$ and at 0.1 the ratio to DDPM falls from row
-# to row. So parting may help; parting *further* does not. {doc}`08_inside_the_expert` looks at what the difference
+# does not change. Below, the mean ratio to DDPM falls from row to row, without diversity, at $b = 0.01$ and at 0.1, though not
+# in each seed. So parting may help; parting *further* does not. {doc}`08_inside_the_expert` looks at what the difference
 # consists of.
 #
 # ## Where, and how much?
@@ -266,7 +270,8 @@ pd.DataFrame(table).T.fillna("")
 # The paper decomposes "the upsampling part of the U-Net" at a tenth of the full rank. Its authors' later code decomposes the 27 convolutions
 # of 3 × 3 in the up path; we take every matrix there, among them those that bring in the class; one can take the whole
 # network. On the paper's network for CIFAR and at rank 1/10 these are 1,981,056 parameters, 2,515,456 and more. (That code
-# also factors a convolution differently, into $3r$ columns and not $r$: 3,129,984 on those 27.) One run each:
+# also factors a convolution differently, into $3r$ columns and not $r$: 3,129,984 on those 27.) On our network for digits, one run
+# each:
 
 # %%
 sizes = {
@@ -342,13 +347,13 @@ D[loss.argmin()].item()
 # :class: dropdown
 # ```
 #
-# The second derivatives of {eq}`eq-two-numbers` are $\begin{pmatrix} 2 & 2 \\ 2 & 2 - 2k \end{pmatrix}$, with the
-# negative eigenvalue $-r$, $r = \sqrt{4 + k^2} + k - 2$. A step multiplies that direction by $1 + r\,$`lr`:
+# The second derivatives of {eq}`eq-two-numbers` are $\begin{pmatrix} 2 & 2 \\ 2 & 2 - 2\kappa \end{pmatrix}$, with the
+# negative eigenvalue $-\nu$, $\nu = \sqrt{4 + \kappa^2} + \kappa - 2$. A step multiplies that direction by $1 + \nu\,$`lr`:
 
 # %%
-k, lr = div - con, 0.02
-r = (4 + k**2) ** 0.5 + k - 2
-steps = torch.tensor(10.0).log() / torch.tensor(1 + r * lr).log()
+kappa, lr = div - con, 0.02
+nu = (4 + kappa**2) ** 0.5 + kappa - 2
+steps = torch.tensor(10.0).log() / torch.tensor(1 + nu * lr).log()
 sizes = descend(None)
 print(
     f"expected {steps.item():.0f} steps; measured {next(i for i, s in enumerate(sizes) if s > 10 * sizes[20]) - 20}"

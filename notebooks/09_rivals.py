@@ -695,19 +695,28 @@ for axes in figure.axes:
 figure
 # %% [markdown]
 # CBDM and OC are far behind DDPM in every split, as predicted, and CALL on top of them does not change that: it leaves the
-# base loss's targets as they are. Focal is behind as well, and so is ADA, whose mirrored and turned digits are no digits.
-# Now with guidance:
+# base loss's targets as they are. Focal is behind as well, and so is ADA, perhaps because mirrored and turned digits are no digits.
+# Now with guidance, the seeds that all of its runs have:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "FID against the guidance scale (1 is none), a dot per run and a line through the means, for the methods with records at more than one scale.", "name": "fig-guidance"}, "image": {"alt": "Three panels with logarithmic axes, Many, Medium and Few. From scale 1 to 1.5 the lines of CBDM and OC fall steeply, those of DDPM and CALL rise on Many and Medium and fall on Few; at 2.5 OC has fallen further.", "classes": "dark-light"}}
 scales = {
     name: sorted({r["run"]["guidance_scale"] for r in found[name]}) for name in found
 }
 guided = [name for name in found if len(scales[name]) > 1]
+all_have = records.shared_seeds(
+    (runs(name, s) for name in guided for s in scales[name]), at_least=1
+)
+
+
+def alike(name, scale):
+    return [r for r in runs(name, scale) if r["run"]["seed"] in all_have]
+
+
 viz.score_curves(
     {
         method: {
             scale: {
-                s: [r["metrics"][s]["fid"] for r in runs(name, scale)] for s in splits
+                s: [r["metrics"][s]["fid"] for r in alike(name, scale)] for s in splits
             }
             for scale in scales[name]
         }
@@ -721,64 +730,46 @@ viz.score_curves(
 rows = {}
 for name in guided:
     for s in scales[name]:
-        some = runs(name, s)
-        rows[name, f"{s:g}"] = {"n": len(some)} | {
+        some = alike(name, s)
+        rows[name, f"{s:g}"] = {
             split.capitalize(): text(some, "metrics", split, "fid") for split in columns
         }
         rows[name, f"{s:g}"]["Few, recall"] = few(some)["recall"]
         rows[name, f"{s:g}"]["Few, copies"] = few(some)["copies"]
-print("lowest mean FID over all methods and scales that were run:")
+print(f"seeds {sorted(all_have)}; lowest mean FID over all methods and scales:")
 for split in columns:
     mean = {
-        (n, s): records.mean_std(runs(n, s), "metrics", split, "fid")[0]
+        (n, s): records.mean_std(some, "metrics", split, "fid")[0]
         for n in found
         for s in scales[n]
+        if (some := alike(n, s))
     }
     name, s = min(mean, key=mean.get)
-    print(
-        f"{split:>8}: {name}, scale {s:g}: {mean[name, s]:.2f}, n = {len(runs(name, s))}"
-    )
-print("below the copy machine:")
-for split in columns:
-    below = [
-        f"{n} at {s:g}"
-        for n in found
-        for s in scales[n]
-        if records.mean_std(runs(n, s), "metrics", split, "fid")[0]
-        < machine["metrics"][split]["fid"]
-    ]
-    print(f"{split:>8}: {', '.join(below) or 'none'}")
+    limit = machine["metrics"][split]["fid"]
+    below = ", ".join(f"{n} at {s:g}" for (n, s), fid in mean.items() if fid < limit)
+    print(f"{split:>8}: {name}, scale {s:g}: {mean[name, s]:.2f}")
+    print(f"{'':>8}  below the copy machine: {below or 'none'}")
 frame = pd.DataFrame(rows).T
 frame.index.names = ["method", "scale"]
 frame
 
 # %% [markdown]
+# It is one seed: large effects can be read off it, a ranking cannot.
+#
 # * **Guidance gives CBDM and OC back what their losses took.** Both fall several-fold. CBDM, which keeps more of the class
-#   signal, is served by the smaller scale but on Few; OC needs the larger one, as {numref}`fig-class-signal` has it, and is then
-#   among the best on Medium, on Few and overall.
-# * **Guidance helps DDPM and CALL on Few too**, and costs them on Many and Medium. And CALL is no longer ahead of DDPM on Few:
-#   its gain is one without guidance ({doc}`14_report` has the intervals). Compare each method at its own best scale *and* at
-#   equal scales; not every scale was run for every method. A table without the scale is not a comparison, and the paper's
-#   tables do not state it.
+#   signal, does best at 1.5 except on Few, where 2.5 is better. OC needs 2.5, as {numref}`fig-class-signal` has it, and is
+#   then among the best on Medium, on Few and overall.
+# * **Guidance helps DDPM and CALL on Few too**, and costs them on Many; {doc}`12_does_the_gain_last` has three seeds of both
+#   at 1.5. Compare each method at its own best scale *and* at equal scales; not every scale was run for every method. A table
+#   without the scale is not a comparison, and the paper's tables do not state it.
 # * **Guidance is paid for in recall** on Few: samples move to where their class is most itself.
 # * **The copy machine is hard to beat**, as the lists say, and needs no network. The reference contains the training
 #   images, and these are small sets; but it means that a low FID alone does not show that a minority was learnt.
 # * **RS has a low FID here** and needs no guidance, and it copies. In the paper it is worse than DDPM in every setting;
 #   there the images are larger and a class has more of them than three.
 #
-# The paper's own numbers, from its Table 1 (not our measurement; other data sets, another
-# extractor, and an unknown scale). OC + CALL is what it calls CALL:
-
-# %%
-paper = {}
-for row in records.paper_table(1):
-    if row["metric"] == "fid" and row["method"] in TITLES:
-        setting = f"{row['dataset']}, IR {row['imbalance_ratio']:g}"
-        score = f"{row['mean']:.2f} ± {row['std']:.2f}"
-        paper.setdefault(TITLES[row["method"]], {})[setting] = score
-pd.DataFrame(paper).T
-
-# %% [markdown]
+# {doc}`10_metrics` has the paper's own numbers for these methods: other data sets, another extractor, and an unknown scale.
+#
 # ```{admonition} Pitfalls
 # :class: warning
 # * The guidance scale with the lowest FID is chosen *by* the FID. With few seeds and many scales some of its lead is

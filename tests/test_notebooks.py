@@ -164,9 +164,10 @@ NEEDS = {
     "08_inside_the_expert": NETWORK("call"),
     "09_rivals": RECORD("ddpm"),
     "11_ablations": RECORD("ddpm"),
+    "12_does_the_gain_last": RECORD("ddpm"),
     "10_metrics": NETWORK("ddpm"),
     "03_unet_and_ddim": NETWORK("ddpm"),
-    "14_report": RECORD("ddpm"),
+    "15_report": RECORD("ddpm"),
 }
 
 

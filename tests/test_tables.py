@@ -9,6 +9,7 @@ import pytest
 
 from callkit import records, tables
 from callkit.__main__ import main
+from callkit.statistics import paired
 
 RECORDS = records.load_records()
 
@@ -75,6 +76,44 @@ def test_every_table_is_markdown_and_csv_and_every_figure_png_and_svg(written):
     assert "diverged at step" in (written / "all.md").read_text()
 
 
+def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both():
+    """On made records: a base loss scores 10, 20 and 30, with CALL on top a fifth less, give or take a hundredth."""
+
+    def made(method, seed, scale=1.0, overrides=(), weights="theta"):
+        record = copy.deepcopy(next(r for r in RECORDS if r["file"] == "digits-ir50-oc-cpu-seed0-theta.json"))
+        record["run"] |= {"method": method, "seed": seed, "weights": weights, "overrides": dict(overrides)}
+        record["run"] |= {"guidance_scale": scale}
+        fid = (7.8 + 0.1 * seed if "call" in method else 10) * seed
+        record["metrics"] = {s: scores | {"fid": fid} for s, scores in record["metrics"].items()}
+        return record
+
+    seeds, found = (1, 2, 3), []
+    found += [made(m, s) for m in ("ddpm", "call") for s in seeds]
+    found += [made(m, s, 1.5) for m in ("oc", "oc-call") for s in seeds]
+    found += [made("oc", s) for s in seeds] + [made("oc-call", s) for s in seeds[:2]]  # too few
+    found += [made("call", s, overrides={"lam": 0.5}) for s in seeds]  # another method
+    found += [made("call", s, weights="theta_g") for s in seeds]
+    rows = tables.gain_rows(records.studies(found))
+    assert [r.pop("where") for r in rows] == ["digits-ir50, 6,000 steps", "digits-ir50, 6,000 steps, on OC, guided 1.5"]
+    logs = np.log([0.79, 0.8, 0.81])
+    half = 4.303 * logs.std(ddof=1) / 3**0.5
+    words = "{:.3g} [{:.3g}, {:.3g}]".format(*np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]))
+    ratio = {"CALL / base on Few": words, "CALL / base overall": words}
+    assert rows == [{"seeds": 3, "Few": "better", "overall": "better"} | ratio] * 2
+    (axes,) = tables.gain_figure(records.studies(found)).axes
+    assert len(axes.get_yticklabels()) == 2
+
+
+def test_a_row_of_ratios_is_that_of_the_seeds_that_pair():
+    study = records.find_study(records.studies(RECORDS), "digits", 50, "cpu")
+    call, ddpm = study.select("call"), study.select("ddpm")[:3]
+    row = tables.ratio_row(call, ddpm)
+    assert row == {"seeds": 3} | {
+        s.capitalize(): paired(call, ddpm, s, ratio=True).words() for s in ("many", "medium", "few", "overall")
+    }
+    assert tables.ratio_row([], ddpm)["seeds"] == 0
+
+
 def with_steps(record, steps):
     """As if the run had been trained for so long, and ten times better for it."""
     other = copy.deepcopy(record)
@@ -90,6 +129,7 @@ def test_studies_that_differ_in_training_steps_alone_make_a_family(tmp_path):
     longer = [with_steps(r, 12_000) for r in some]
     found = records.studies(some + longer + [with_steps(r, 500) for r in some])
     assert {n: [*f] for n, f in records.by_steps(found).items()} == {"digits-ir50-cpu": [500, 6_000, 12_000]}
+    assert sorted(s.records[0]["run"]["steps"] for s in records.ends(found)) == [6_000, 12_000]
     assert [[*f] for f in records.by_steps(records.studies(some)).values()] == [[6_000]]
     once = [r for r in digits if r["run"]["method"] == "rs"]
     (family,) = records.by_steps(records.studies(some + longer + once)).values()

@@ -13,7 +13,7 @@
 
 # %% [markdown]
 # (ch-own-data)=
-# # 12 · Your own data: from photos to a per-class report
+# # 13 · Your own data: from photos to a per-class report
 #
 # **Objective.** Take a folder of photos, one folder per class, of any size and format, all the way: look at it, decide
 # whether CALL is for it, train, and report on every class. **Prerequisites.** {doc}`04_general_and_expert` and
@@ -396,7 +396,7 @@ report.insert(
 report.round(1)
 
 # %% [markdown]
-# The right half is what a *perfect* model would get. Its FID is far from zero, and higher where there are fewer photos to
+# The right half is what a *perfect* model would get. Its FID is far from zero, and highest where there are fewest photos to
 # compare with. Its KID has no such bias, but scatters about zero, the more the fewer photos, and may be negative. Two rules follow for a report of your own:
 #
 # * Give the yardstick beside the score. You cannot draw new photos, but you have the held-out ones: their score
@@ -490,7 +490,7 @@ pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 # | `held_out` | 0 | always: 0.1, or enough for 50 images of each class that you want to judge. Only with `natural` |
 # | `--profile` | `cpu` | `gpu`, and fewer `steps` for a few hundred photos; the network of both is the paper's, 36 million parameters, so a CPU wants a smaller one (`--set channels=24 channel_mult=1,2 attention_levels=1, num_res_blocks=1`) |
 # | `--extractor` | `lite0` | the paper's `inception`, a download, for numbers that others can place |
-# | `where`, `rank`, `bound` | as in the book | {doc}`07_a_floor_for_the_loss` found little between them |
+# | `where`, `rank`, `bound` | as in the book | {doc}`07_a_floor_for_the_loss`: with 3 × 3 convolutions alone nothing was allocated; the bound matters little from 0.1 up |
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -575,5 +575,5 @@ pd.DataFrame(rest, index=list(names)).loc[table.index]
 # ```
 #
 # **Take-away.** Count before you train, look before you measure, hold out what you want to check, and put a yardstick beside
-# every score. **Next.** {doc}`13_stable_diffusion`: reserved capacity for a model that is already
+# every score. **Next.** {doc}`14_stable_diffusion`: reserved capacity for a model that is already
 # trained; {doc}`../book/gpu` has the full runs.

@@ -13,7 +13,7 @@
 
 # %% [markdown]
 # (ch-stable-diffusion)=
-# # 13 · Stable Diffusion with an expert adapter
+# # 14 · Stable Diffusion with an expert adapter
 #
 # **Objective.** Fine-tune a pre-trained text-to-image model on long-tailed images with two LoRA adapters, one general and
 # one for minorities.
@@ -77,17 +77,18 @@ folder = Path(tempfile.mkdtemp())
 # W = W^f + B^g A^g + B^e A^e, \qquad r^e < r^g < \min(d, k) .
 # ```
 #
-# $W^f$ is frozen. The general adapter $B^g A^g$ takes the place of $W^g$: with it alone the network is $\theta^g$. The
-# expert adapter $B^e A^e$ is $\theta^e$, and the whole is $\theta$. The paper takes $r^g = 128$ and $r^e = 8$. Both
-# $B$ start at zero, so at first $\theta = \theta^g$ = the pre-trained model.
+# $W^f$ is frozen; call it $\theta^f$. The general adapter $B^g A^g$ is $\theta^g$ and the expert adapter $B^e A^e$ is
+# $\theta^e$. The network without its expert is now $\theta^f \oplus \theta^g$: where other chapters write
+# $\epsilon_{\theta^g}$, read that. The paper takes $r^g = 128$ and $r^e = 8$. Both $B$ start at zero, so at first all
+# three networks are the pre-trained model.
 #
 # ```{margin} In the paper
 # Section 4.3, "Extension to LoRA-finetuning", and Table 3. Which layers carry adapters is not said; attention is the
 # habit, and our default.
 # ```
 #
-# The loss is the one we know. Images $\mathbf{x}$ become latents $\mathbf{z} = s\,E(\mathbf{x})$ by the autoencoder's
-# encoder $E$ and a fixed factor $s$, a class $y$ becomes the embedding $c(y)$ of the prompt "a {class} painting", and with
+# The loss is the one we know. Images $\mathbf{x}$ become latents $\mathbf{z} = f E(\mathbf{x})$ by the autoencoder's
+# encoder $E$ and a fixed factor $f$, a class $y$ becomes the embedding $c(y)$ of the prompt "a {class} painting", and with
 # $\mathbf{z}_t = \sqrt{\bar\alpha_t}\,\mathbf{z} + \sqrt{1 - \bar\alpha_t}\,\epsilon$
 #
 # ```{math}
@@ -211,7 +212,7 @@ viz.distance_curves([evaluation.training_curve(log, counts)], bound=settings.bou
 #
 # ## The dial
 #
-# The expert's scale runs from 0, $\theta^g$, to 1, $\theta$. `lora.expert_scale` sets it for a block, and is nothing but
+# The expert's scale runs from 0, without it, to 1, the whole network. `lora.expert_scale` sets it for a block, and is nothing but
 # `set_adapters`. The base loss of every split on the way, on the whole balanced set, each image with the same noise at
 # every setting:
 
@@ -510,4 +511,4 @@ for method in ("ddpm", "call"):
 #
 # **Take-away.** With a frozen model under them, two adapters take the places of $\theta^g$ and $\theta^e$. Objectives,
 # allocation and evaluation stay as they are; what the second adapter costs is one more pass in training and nothing
-# once merged. **Next.** {doc}`14_report`: what of all this held.
+# once merged. **Next.** {doc}`15_report`: what of all this held.
