@@ -160,7 +160,11 @@ def expert_scale(model: StableDiffusion, scale: float) -> Iterator[None]:
 
 
 def build(tune: TuneConfig, class_names: list[str]) -> tuple[StableDiffusionPipeline, StableDiffusion]:
-    """The pre-trained pipeline with fresh adapters, and its model of these classes; the two share their weights."""
+    """The pre-trained pipeline with fresh adapters, and its model of these classes; the two share their weights.
+
+    From here on a GPU multiplies matrices in TF32, as it convolves by default: most of the work is in matrices.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = True
     pipe = load_pipeline(tune.model)
     with torch.random.fork_rng([]):
         torch.manual_seed(training.step_seed(tune.seed, 1))
@@ -312,7 +316,6 @@ def main(argv: list[str] | None = None) -> None:
     def add_sample(commands) -> None:
         cli.add_sample(commands).set_defaults(load_model=load_model)
 
-    torch.backends.cuda.matmul.allow_tf32 = True  # as PyTorch's convolutions have it; most of the work is in matrices
     cli.main(argv, "python -m callkit.lora", __doc__, (add_train, add_evaluate, add_sample, add_export))
 
 

@@ -6,7 +6,8 @@ name and hash: scores of different extractors are on different scales. notebooks
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,15 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from callkit import data, records
 from callkit.digits_extractor import WEIGHTS, DigitsClassifier
 
 try:
-    from torch_fidelity import register_feature_extractor
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
@@ -33,73 +32,43 @@ except ImportError as error:
     raise ImportError("metrics need torch-fidelity: pip install 'callkit[metrics]'") from error
 
 NEIGHBORHOOD = 3  # k of Recall's nearest-neighbour balls (Kynkäänniemi et al., 2019)
-RECALL_BLOCK = 1000  # rows of the distance matrix at once: 50,000 x 50,000 images then need about 1 GB, not 10 and more
+RECALL_BLOCK = 1000  # rows of the distance matrix at once: that of 50,000 x 50,000 images may not fit into memory
 KID_SUBSET_SIZE = 1000  # or the smaller set's size
 
 
-class OwnExtractor(FeatureExtractorBase):
-    """What torch-fidelity asks of an extractor with one layer of features, named `LAYER`, and "logits"."""
-
-    LAYER: str
-    INPUT: tuple[int, ...]  # shape of a batch of images that fits
-
-    @classmethod
-    def get_provided_features_list(cls):
-        return (cls.LAYER, "logits")
-
-    @classmethod
-    def get_default_feature_layer_for_metric(cls, metric):
-        return "logits" if metric == "isc" else cls.LAYER
-
-    @staticmethod
-    def can_be_compiled():
-        return True
-
-    @classmethod
-    def get_dummy_input_for_compile(cls):
-        return torch.zeros(cls.INPUT, dtype=torch.uint8)
-
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def forward(self, images):
-        found = dict(zip(self.get_provided_features_list(), self.features_and_logits(images), strict=True))
-        return tuple(found[name] for name in self.features_list)
+# An extractor is a module that takes uint8 images (B, C, H, W) to features (B, D) and logits (B, K).
 
 
-class DigitsExtractor(OwnExtractor):
-    """torch-fidelity's view of `digits_extractor`: uint8 (B, 1, 8, 8) to "64" features and "logits"."""
+class DigitsExtractor(nn.Module):
+    """`digits_extractor` for images (B, 1, 8, 8): 64 features."""
 
-    LAYER, INPUT = "64", (1, 1, 8, 8)
-
-    def __init__(self, name, features_list, **kwargs):
-        super().__init__(name, features_list)
+    def __init__(self):
+        super().__init__()
         self.classifier = DigitsClassifier()
         self.classifier.load_state_dict(load_file(WEIGHTS))
         self.eval().requires_grad_(False)
 
-    def features_and_logits(self, images):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.classifier(data.to_float(images))
 
 
-class Lite0Extractor(OwnExtractor):
-    """EfficientNet-Lite0 (ImageNet), whose weights are a package: uint8 (B, C, H, W) to "1280" features and "logits".
+class Lite0Extractor(nn.Module):
+    """EfficientNet-Lite0 (ImageNet), whose weights are a package: 1280 features.
 
     Images are resized to 96 x 96, grey ones repeated to three channels.
     """
 
-    LAYER, INPUT = "1280", (1, 3, 32, 32)
     SIZE = 96
 
-    def __init__(self, name, features_list, **kwargs):
-        super().__init__(name, features_list)
+    def __init__(self):
+        super().__init__()
         from efficientnet_lite_pytorch import EfficientNet
 
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(lite0_weights(), map_location="cpu", weights_only=True))
         self.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # twice as fast on a CPU
 
-    def features_and_logits(self, images):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = (images.float() - 127) / 128
         x = F.interpolate(x, (self.SIZE, self.SIZE), mode="bilinear", antialias=True, align_corners=False)
         x = x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -144,13 +113,14 @@ def inception_weights() -> Path:
 
 
 class InceptionExtractor(FeatureExtractorInceptionV3):
-    """The paper's extractor, torch-fidelity's "inception-v3-compat": grey images are repeated to three channels."""
+    """The paper's, torch-fidelity's "inception-v3-compat": 2048 features. Grey images are repeated to three channels."""
 
-    def __init__(self, name, features_list, **kwargs):
-        super().__init__(name, features_list, feature_extractor_weights_path=str(inception_weights()))
+    def __init__(self):
+        layers = ["2048", "logits_unbiased"]  # those that torch-fidelity takes for FID and for IS
+        super().__init__("inception", layers, feature_extractor_weights_path=str(inception_weights()))
 
-    def forward(self, x):
-        return super().forward(x.expand(-1, 3, -1, -1).contiguous())
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(images.expand(-1, 3, -1, -1).contiguous())
 
 
 def file_hash(path: Path) -> str:
@@ -158,7 +128,7 @@ def file_hash(path: Path) -> str:
 
 
 class Extractor(NamedTuple):
-    kind: type[FeatureExtractorBase]
+    kind: type[nn.Module]
     weights: Callable[[], Path]  # where its weights are
 
 
@@ -167,9 +137,6 @@ EXTRACTORS = {
     "lite0": Extractor(Lite0Extractor, lite0_weights),
     "inception": Extractor(InceptionExtractor, inception_weights),
 }
-
-for _name, _extractor_of in EXTRACTORS.items():
-    register_feature_extractor(_name, _extractor_of.kind)
 
 
 def default_extractor(dataset: str, profile: str) -> str:
@@ -187,11 +154,9 @@ def check_extractor(extractor: str) -> None:
 
 
 @cache
-def _extractor(name: str) -> FeatureExtractorBase:
+def _extractor(name: str) -> nn.Module:
     check_extractor(name)
-    kind = EXTRACTORS[name].kind
-    fid, isc = (kind.get_default_feature_layer_for_metric(m) for m in ("fid", "isc"))
-    return kind(name, [fid, isc])
+    return EXTRACTORS[name].kind()
 
 
 @cache
@@ -215,14 +180,25 @@ def thumbnails(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images.float(), 32).round().to(torch.uint8)
 
 
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Within the block float32 is not rounded further on a GPU: features are compared with others, and cached."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @torch.no_grad()
 def describe(images: Tensor, extractor: str = "digits", device: str = "cpu", progress: bool = False) -> Description:
     """Extract the features of uint8 images (N, C, H, W), in batches, on `device`; the result is on the CPU."""
     network = _extractor(extractor).to(device)
     batch_size = 50 if device == "cpu" else 500  # on a CPU what fits into its caches is fastest
     parts = []
-    full = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # as on a CPU: features are compared and cached
-    with full, tqdm(total=len(images), desc=f"{extractor} features", unit="img", disable=not progress) as bar:
+    with _no_tf32(), tqdm(total=len(images), desc=f"{extractor} features", unit="img", disable=not progress) as bar:
         for part in images.split(batch_size):
             features, logits = network(part.to(device))
             parts.append(Description(features.cpu(), logits.cpu(), thumbnails(part)))

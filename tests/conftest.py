@@ -38,6 +38,15 @@ def reserved() -> UNet:
 
 
 @pytest.fixture
+def matmul():
+    """PyTorch's settings of matrix products on a GPU, put back after the test (monkeypatch cannot)."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_tf32
+    yield settings
+    settings.allow_tf32 = before
+
+
+@pytest.fixture
 def inputs():
     """(x_t, t, y) of four samples, the last with the Null condition."""
     torch.manual_seed(1)

@@ -73,6 +73,12 @@ def both(model, inputs):
     return model.forward_both(*inputs)
 
 
+def test_matrices_are_multiplied_in_tf32_from_python_too(studio, matmul):
+    matmul.allow_tf32 = False
+    lora.build(settings(studio), ["flat"])
+    assert matmul.allow_tf32
+
+
 # Adapters
 
 

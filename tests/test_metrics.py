@@ -3,6 +3,8 @@ import pytest
 import scipy.linalg
 import torch
 from torch.utils.data import TensorDataset
+from torch_fidelity import calculate_metrics, register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from callkit import data, metrics
 from callkit.digits_extractor import WEIGHTS
@@ -63,9 +65,32 @@ class Images(TensorDataset):
         return self.tensors[0][i]
 
 
-def test_our_scores_are_what_torch_fidelity_computes_end_to_end():
-    from torch_fidelity import calculate_metrics
+class Fidelitys(FeatureExtractorBase):
+    """What torch-fidelity asks of an extractor, of ours for digits."""
 
+    def __init__(self, name, features_list, **_):
+        super().__init__(name, features_list)
+        self.ours = metrics.DigitsExtractor()
+
+    @staticmethod
+    def get_provided_features_list():
+        return ("64", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return "logits" if metric == "isc" else "64"
+
+    @staticmethod
+    def can_be_compiled():
+        return False
+
+    def forward(self, images):
+        found = dict(zip(self.get_provided_features_list(), self.ours(images), strict=True))
+        return tuple(found[name] for name in self.features_list)
+
+
+def test_our_scores_are_what_torch_fidelity_computes_end_to_end():
+    register_feature_extractor("digits", Fidelitys)
     digits = data.load("digits")
     generated, real = digits.images[:300], digits.images[300:800]
     theirs = calculate_metrics(
@@ -252,7 +277,7 @@ def test_inception_takes_grey_images(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *a, **k: {})
     monkeypatch.setattr(metrics.InceptionExtractor, "load_state_dict", lambda self, state: None)
     torch.manual_seed(0)
-    network = metrics.InceptionExtractor("inception", ["2048", "logits_unbiased"])
+    network = metrics.InceptionExtractor()
     grey = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         features, logits = network(grey)
@@ -313,18 +338,20 @@ def test_real_features_are_extracted_once_and_kept_by_content(real, tmp_path, mo
         metrics.describe_real(changed, "digits", tmp_path)
 
 
-def test_features_are_not_rounded_to_tf32_and_the_setting_is_left_as_it_was(real, monkeypatch):
+def test_features_are_not_rounded_to_tf32_and_the_setting_is_left_as_it_was(real, matmul, monkeypatch):
     seen, extractor = [], metrics._extractor("digits")
 
     class Spy(torch.nn.Module):
         def forward(self, x):
-            seen.append(torch.backends.cudnn.allow_tf32)
+            seen.append((torch.backends.cudnn.allow_tf32, matmul.allow_tf32))
             return extractor(x)
 
     monkeypatch.setattr(metrics, "_extractor", lambda _: Spy())
+    matmul.allow_tf32 = True
     before = torch.backends.cudnn.allow_tf32
     metrics.describe(real.full.images[:20])
-    assert seen == [False] and torch.backends.cudnn.allow_tf32 == before
+    assert seen == [(False, False)]
+    assert torch.backends.cudnn.allow_tf32 == before and matmul.allow_tf32
 
 
 def test_thumbnails_average_to_32_pixels():
