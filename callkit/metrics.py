@@ -113,7 +113,7 @@ def inception_weights() -> Path:
 
 
 class InceptionExtractor(FeatureExtractorInceptionV3):
-    """The paper's, torch-fidelity's "inception-v3-compat": 2048 features. Grey images are repeated to three channels."""
+    """The paper's, torch-fidelity's "inception-v3-compat": 2048 features. Grey images get three equal channels."""
 
     def __init__(self):
         layers = ["2048", "logits_unbiased"]  # those that torch-fidelity takes for FID and for IS
