@@ -11,16 +11,20 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from callkit.config import TITLES
 from callkit.statistics import Paired
+
+try:
+    import ipywidgets
+    from IPython.display import HTML
+except ImportError as error:
+    raise ImportError("figures need IPython and ipywidgets: pip install 'callkit[book]'") from error
 
 INK = "0.5"
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"

@@ -1,5 +1,7 @@
+import importlib
 import json
 import re
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,6 +10,14 @@ import torch
 
 from callkit import viz
 from callkit.statistics import Paired
+
+
+@pytest.mark.parametrize("missing", ["ipywidgets", "IPython.display"])
+def test_figures_name_the_extra_that_they_need(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "callkit.viz")
+    with pytest.raises(ImportError, match=r"pip install 'callkit\[book\]'"):
+        importlib.import_module("callkit.viz")
 
 
 def test_frame_slider_shows_one_frame_and_describes_all():
