@@ -19,13 +19,13 @@ from callkit.records import made_once
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-def listing(folder: Path, limit: int = 8) -> str:
-    """What is in a folder, for an error message."""
+def listing(folder: Path) -> str:
+    """The first names in a folder, for an error message."""
     if not folder.is_dir():
         return "no such folder"
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) + more) if names else "nothing"
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(names[:8]) + more) if names else "nothing"
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:

@@ -91,7 +91,8 @@ INCEPTION_SHA256 = "6726825d"
 def inception_weights() -> Path:
     """The paper's Inception-V3 weights: from $CALLKIT_INCEPTION, PyTorch's cache, or downloaded to it.
 
-    ValueError if the file's sha256 is not the published one: nothing of such a file is loaded.
+    FileNotFoundError if $CALLKIT_INCEPTION names none, OSError if they cannot be downloaded, ValueError if the file's
+    sha256 is not the published one: nothing of such a file is loaded.
     """
     given = os.environ.get("CALLKIT_INCEPTION")
     path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
@@ -327,6 +328,7 @@ def score(
     Under "unseen-<split>" the reference is only the images that were never trained on, where every class of the split
     has at least 50 and there is no test set. "copies" compares, per split, the share of images nearest to a training
     image with the share expected of a model that does not copy; it is empty where nothing was left out.
+    ValueError if a class has no generated image.
     """
     num_classes, groups = real.full.num_classes, data.splits(real.train.counts)
     missing = set(range(num_classes)) - set(labels.tolist())
@@ -380,11 +382,14 @@ def score(
     return {"metrics": scores, "copies": copies}
 
 
-def evaluate(images: Tensor, labels: Tensor, real: data.LongTailed, extractor: str = "digits") -> dict:
-    """`score` of generated images uint8 (N, C, H, W) that are at hand, against `real`."""
+def evaluate(images: Tensor, labels: Tensor, real: data.LongTailed) -> dict:
+    """`score` of generated digits uint8 (N, 1, 8, 8) that are at hand, against `real`, by the extractor for digits.
+
+    ValueError for images of another shape or type than the real ones, and if a class has none.
+    """
     if images.shape[1:] != real.full.images.shape[1:] or images.dtype != torch.uint8:
         raise ValueError(
             f"images must be uint8 (N, {', '.join(map(str, real.full.images.shape[1:]))}), "
             f"got {images.dtype} {tuple(images.shape)}"
         )
-    return score(describe(images, extractor), labels, real, describe(real.reference.images, extractor))
+    return score(describe(images), labels, real, describe(real.reference.images))

@@ -31,12 +31,12 @@ def signed_mass(counts, consistency: float = 1.0, diversity: float = 1.0) -> np.
 
 @torch.no_grad()
 def branch_distance(
-    model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, timesteps: list[int], seed: int = 0
+    model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, timesteps: list[int]
 ) -> np.ndarray:
     """D of Eq. (4) by class and timestep, (C, len(timesteps)); every image meets the same noise at all of them."""
     model.eval()
     x0, y = data.to_float(images.images), images.labels
-    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     columns = []
     for t in timesteps:
         t = torch.full_like(y, t)
@@ -50,10 +50,10 @@ def _batches(n: int) -> tuple[Tensor, ...]:
     return torch.arange(n).split(500)
 
 
-def scores(model: nn.Module, real: data.LongTailed, per_class: int = 100, seed: int = 0) -> dict:
+def scores(model: nn.Module, real: data.LongTailed, per_class: int = 100) -> dict:
     """Sample a balanced set, the same noise for every model, and measure: `metrics.evaluate`'s scores by split."""
     labels = sampling.balanced_labels(model.num_classes, per_class)
-    images = sampling.sample(model, NoiseSchedule(), labels, real.full.images.shape[-1], seed)
+    images = sampling.sample(model, NoiseSchedule(), labels, real.full.images.shape[-1])
     return metrics.evaluate(images, labels, real)["metrics"]
 
 
@@ -64,13 +64,11 @@ class DialPoint(NamedTuple):
     scores: dict
 
 
-def dial(
-    model: nn.Module, real: data.LongTailed, scales: list[float], per_class: int = 100, seed: int = 0
-) -> Iterator[DialPoint]:
+def dial(model: nn.Module, real: data.LongTailed, scales: list[float], per_class: int = 100) -> Iterator[DialPoint]:
     """`scores` with W^g + scale * BA for each scale: 0 is theta^g, 1 is theta."""
     for scale in scales:
         with expert_scale(model, scale):
-            yield DialPoint(scale, scores(model, real, per_class, seed))
+            yield DialPoint(scale, scores(model, real, per_class))
 
 
 def _singular_values(expert: LowRank) -> Tensor:
@@ -96,12 +94,12 @@ def spectra(model: nn.Module) -> dict[str, Spectrum]:
 
 
 @torch.no_grad()
-def random_expert(model: nn.Module, seed: int = 0) -> nn.Module:
+def random_expert(model: nn.Module) -> nn.Module:
     """The control: a copy whose every BA has random directions and its own singular values.
 
     If theta^g plus *any* matrix of that size and spectrum did as well as theta, the expert would hold nothing.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     control = copy.deepcopy(model)
     for expert in expert_weights(control).values():
         left, _ = torch.linalg.qr(torch.randn(expert.B.shape, generator=generator))
@@ -133,10 +131,10 @@ class Offset(NamedTuple):
 
 
 @torch.no_grad()
-def offset(model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, draws: int = 20, seed: int = 0) -> Offset:
+def offset(model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, draws: int = 20) -> Offset:
     """Averages over `draws` pairs (t, eps) of each image, t uniform."""
     model.eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     x0, y = data.to_float(images.images), images.labels
     total, distance = torch.zeros(2, images.num_classes)
     for _ in range(draws):
@@ -164,11 +162,11 @@ class WithOffset(nn.Module):
 
 
 @torch.no_grad()
-def hidden_features(model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, t: int, seed: int = 0) -> Tensor:
+def hidden_features(model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, t: int) -> Tensor:
     """What enters the last convolution, averaged over pixels, (N, channels), for noised images and *no* class."""
     model.eval()
     x0 = data.to_float(images.images)
-    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     null, t = torch.full_like(images.labels, model.num_classes), torch.full_like(images.labels, t)
     found: list[Tensor] = []
     hook = model.tail[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].mean((2, 3))))

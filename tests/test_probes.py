@@ -134,7 +134,7 @@ def test_the_dial_ends_at_theta_g_and_theta(monkeypatch):
 
     seen = {}
 
-    def fake(model, schedule, labels, size, seed):
+    def fake(model, schedule, labels, size):
         x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         seen[len(seen)] = model(x, torch.tensor([5, 500]), torch.tensor([0, 9]))
         return torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
