@@ -31,13 +31,12 @@ def main() -> None:
     model, config = load_model(records.results_folder() / CHECKPOINT, "reserved")
     model.requires_grad_(True)
     train_set = data.load_long_tailed(config.dataset, config.imbalance_ratio).train
-    frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32)
     allocation, schedule = AllocationLoss(train_set.counts, bound=config.bound), NoiseSchedule()
 
     def gradient(step: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         index = batch_index(len(train_set), config.batch_size, 0, step)
         y = train_set.labels[index]
-        batch = objectives.Batch(data.to_float(train_set.images[index]), y, y, frequency, rows=rows)
+        batch = objectives.Batch(data.to_float(train_set.images[index]), y, y, train_set.frequency, rows=rows)
         out = objectives.ddpm(model, batch, schedule, torch.Generator().manual_seed(step), both=True)
         loss = (weights * allocation(out.eps[rows], out.eps_general, y[rows]).loss).sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()))

@@ -9,7 +9,6 @@ import torch
 
 from callkit import checkpoints, config, data, distributed, live, records, training
 
-WEIGHTS = ("theta", "theta_g")
 STOPPED = 75  # exit status of a run that can go on: the shell's "temporary failure"
 
 
@@ -130,7 +129,7 @@ def train(a) -> None:
 def add_evaluate(commands):
     p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
-    p.add_argument("--weights", nargs="+", choices=WEIGHTS, help="(default: both with CALL, else theta)")
+    p.add_argument("--weights", nargs="+", choices=checkpoints.WEIGHTS, help="(default: both with CALL, else theta)")
     p.add_argument("--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is none")
     p.add_argument("--extractor", help="digits, lite0 or inception (default: by data set and profile)")
     p.add_argument("--save-images", type=Path, help="also write every generated image to this folder, as PNG")
@@ -180,7 +179,7 @@ def add_sample(commands):
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--out", type=Path, default=Path("samples.png"))
     p.add_argument("--per-class", type=positive, default=10)
-    p.add_argument("--weights", default="theta", choices=WEIGHTS)
+    p.add_argument("--weights", default="theta", choices=checkpoints.WEIGHTS)
     p.add_argument("--seed", type=int, default=0)
     add_device(p)
     p.set_defaults(command=sample, load_model=checkpoints.load_model)

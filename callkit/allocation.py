@@ -47,6 +47,8 @@ class AllocationLoss:
     stop_gradient  compare theta^g with a constant theta, so that the loss moves theta^g alone
     centred        D of the difference *without its mean over pixels*, per channel: adding a constant to all pixels,
                    the cheapest way to differ, then gains nothing (Chapter 08)
+
+    ValueError for counts as in `class_weights`, a bound that is not positive, or an unknown bound_form.
     """
 
     def __init__(

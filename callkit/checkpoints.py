@@ -21,6 +21,7 @@ from callkit.config import TrainConfig
 from callkit.unet import UNet
 
 CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+WEIGHTS = ("theta", "theta_g")  # what is evaluated of a run with CALL
 LOG, DIVERGED, LOCK, HOLDER = "log.jsonl", "diverged.json", "lock", "holder"
 
 
@@ -64,7 +65,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict, prev
 
 
 def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, metadata) of a file that `save_checkpoint` wrote. ValueError if it is damaged or not ours.
+    """(tensors, metadata) of a file that `save_checkpoint` wrote. FileNotFoundError if there is none, ValueError if it
+    is damaged or not ours.
 
     With tensors=False only the header is read, and the first dictionary is empty.
     """
@@ -103,7 +105,15 @@ def steps_done(run: str | Path) -> int:
 
 def available_weights(path: str | Path) -> list[str]:
     """What `load_model` can make of a checkpoint and evaluation should: theta, and with CALL theta_g."""
-    return ["theta", "theta_g"] if load_checkpoint(path, tensors=False)[1]["config"]["call"] else ["theta"]
+    return list(WEIGHTS) if load_checkpoint(path, tensors=False)[1]["config"]["call"] else ["theta"]
+
+
+def check_weights(path: str | Path, weights: str) -> None:
+    """ValueError unless `load_model` knows these weights and the checkpoint has them."""
+    if weights not in (known := (*WEIGHTS, "reserved")):
+        raise ValueError(f"unknown weights {weights!r}; known: {', '.join(known)}")
+    if weights != "theta" and "theta_g" not in available_weights(path):
+        raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
 
 
 def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") -> tuple[UNet, TrainConfig]:
@@ -111,13 +121,13 @@ def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") ->
 
     weights  "theta" merges the expert in; "theta_g" leaves it out; "reserved" keeps the decomposition,
              for `expert_scale`. Without CALL there is only "theta".
+
+    FileNotFoundError if there is no checkpoint; ValueError if it is damaged, has no such weights, or does not fit the
+    network that its own config describes.
     """
-    if weights not in ("theta", "theta_g", "reserved"):
-        raise ValueError(f"unknown weights {weights!r}; known: theta, theta_g, reserved")
+    check_weights(path, weights)
     tensors, metadata = load_checkpoint(path)
     config = TrainConfig.from_dict(metadata["config"])
-    if weights != "theta" and not config.call:
-        raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
     model = build_model(config, metadata["in_channels"], metadata["num_classes"])
     prefix = "ema."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

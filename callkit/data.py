@@ -56,6 +56,11 @@ class ImageSet:
         """Images per class, int64 (num_classes,)."""
         return np.bincount(self.labels.numpy(), minlength=self.num_classes)
 
+    @property
+    def frequency(self) -> Tensor:
+        """Share of the images that each class has, float32 (num_classes,)."""
+        return torch.tensor(self.counts / len(self), dtype=torch.float32)
+
     def subset(self, index) -> "ImageSet":
         index = torch.as_tensor(index)
         return ImageSet(self.images[index], self.labels[index], self.class_names)
@@ -132,7 +137,8 @@ def long_tailed_indices(labels: Tensor, counts: np.ndarray) -> np.ndarray:
     """Indices of the kept images, class by class, identical to the field's published subsets.
 
     NumPy's legacy generator, seed 0, once; each class's indices shuffled in place, the first N_c kept.
-    The subset is part of the data set's definition, so it does not depend on a run's seed.
+    The subset is part of the data set's definition, so it does not depend on a run's seed. ValueError if a class has
+    fewer images than it is to keep.
     """
     rng, labels, kept = np.random.RandomState(0), labels.numpy(), []
     for c, n in enumerate(counts):
@@ -147,7 +153,8 @@ def long_tailed_indices(labels: Tensor, counts: np.ndarray) -> np.ndarray:
 def splits(counts) -> dict[str, list[int]]:
     """Many / Medium / Few: thirds of the classes by size, the remainder to Few (Section 5.1).
 
-    10 classes: 0-2, 3-5, 6-9; 100 classes: 0-32, 33-65, 66-99. Two classes are Many and Few. At least 2 classes.
+    10 classes: 0-2, 3-5, 6-9; 100 classes: 0-32, 33-65, 66-99. Two classes are Many and Few. ValueError for one
+    class alone.
     """
     order = np.argsort(-np.asarray(counts), kind="stable").tolist()
     if len(order) < 2:
@@ -278,7 +285,9 @@ def load(dataset: str, root: str | Path = "data", image_size: int | None = None)
     """The whole training set of that name, at its own image size or the one asked for.
 
     "imagefolder:PATH" is any folder that holds one folder of images per class. Others are downloaded to `root` if
-    they do not come with a package, or must be put there: the error says what and where.
+    they do not come with a package, or must be put there: FileNotFoundError says what and where, OSError that a
+    download failed. ValueError for an unknown name, an image size that the set cannot have, fewer than two classes in a
+    folder or a file in it that cannot be read as an image.
     """
     root = Path(root)
     if dataset.startswith(IMAGEFOLDER):

@@ -198,14 +198,13 @@ def _merge(unet: UNet2DConditionModel, weights: str, tune: TuneConfig) -> None:
 
 
 def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") -> tuple[StableDiffusion, TuneConfig]:
-    """A model in eval mode from a checkpoint's EMA adapters, and the run's config. ValueError for unknown weights.
+    """A model in eval mode from a checkpoint's EMA adapters, and the run's config.
 
     weights  "theta" merges the adapters in; "theta_g" the general one; "reserved" merges none, for `expert_scale`.
+
+    Errors are those of `checkpoints.load_model` and `load_pipeline`.
     """
-    if weights not in ("theta", "theta_g", "reserved"):
-        raise ValueError(f"unknown weights {weights!r}; known: theta, theta_g, reserved")
-    if weights != "theta" and "theta_g" not in checkpoints.available_weights(path):
-        raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
+    checkpoints.check_weights(path, weights)
     _, model, tune = _load(path)
     if weights != "reserved":
         _merge(model.unet, weights, tune)
@@ -269,7 +268,7 @@ def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bo
         raise ValueError(f"image_size must be a multiple of {smallest} for this model, got {tune.image_size}")
     latents = cached_latents(model, train_set.images, data_root / data.CACHE).to(device)
     labels, labels_there = train_set.labels, train_set.labels.to(device)
-    frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
+    frequency = train_set.frequency.to(device)
     weights = torch.full((tune.batch_size,), 1 / tune.batch_size, device=device)
 
     def draw(step: int, generator: torch.Generator) -> tuple[Batch, Tensor]:

@@ -101,7 +101,7 @@ def cbdm(
     loss = |h - eps|^2 + tau (t / T) (|h - sg(h')|^2 + gamma |sg(h) - h'|^2), means over pixels, with h' the
     prediction for y' and sg the stop-gradient. tau is that of the published code, 1000 times the CBDM paper's.
     prior: y' from the training frequencies ("train", their default) or "uniform". Where the condition was dropped
-    there is no class to balance, and no extra term.
+    there is no class to balance, and no extra term. ValueError for another prior.
     """
     if prior not in ("train", "uniform"):
         raise ValueError(f"unknown prior {prior!r}; known: train, uniform")
@@ -132,7 +132,8 @@ def transferred_index(
 
     z_i is drawn from the posterior over the batch's images given x_t,i: softmax_j of
     -|x_t,i / sqrt(alpha_bar) - x_0,j|^2 / (2 sigma_i^2), sigma^2 = 1 / alpha_bar - 1. It is accepted from tail to head
-    ("t2h": its class is at least as frequent), head to tail ("h2t") or always ("full"); else z_i = i.
+    ("t2h": its class is at least as frequent), head to tail ("h2t") or always ("full"); else z_i = i. ValueError for
+    another mode.
     """
     if mode not in OC_MODES:
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(OC_MODES)}")
@@ -158,7 +159,8 @@ def oc(
     """Oriented Calibration (Zhang et al., 2024): at large noise, denoise towards another image of the batch.
 
     The target is the noise that would have led from x_0,z to x_t, eps + (x_0 - x_0,z) / sigma_t; x_t, t and the
-    condition stay those of the sample. The batch is the reference set, so its size is a hyper-parameter.
+    condition stay those of the sample. The batch is the reference set, so its size is a hyper-parameter. ValueError for
+    a mode that `transferred_index` does not know.
     """
     noised = add_noise(batch, schedule, generator)
     z = transferred_index(batch, noised, schedule, generator, mode)

@@ -25,7 +25,8 @@ class SamplerStep(NamedTuple):
 
 
 def ddim_timesteps(timesteps: int, steps: int) -> list[int]:
-    """Evenly spaced, last one 0 ("leading" in diffusers): 980, 960, ..., 0 for 50 steps of T = 1000."""
+    """Evenly spaced, last one 0 ("leading" in diffusers): 980, 960, ..., 0 for 50 steps of T = 1000. ValueError for
+    fewer than 1 or more than T steps."""
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps must be in 1..{timesteps}, got {steps}")
     return [i * (timesteps // steps) for i in reversed(range(steps))]
@@ -54,7 +55,8 @@ def ddim(
 
     x (B, C, H, W) standard normal noise; y (B,) classes. The grid is `ddim_timesteps`, and the last step
     goes to alpha_bar = 1. `clip_x0` clips the implied image to [-1, 1] *before* the step and recomputes the
-    noise from it, so that clipping acts. The model should be in eval mode; `sample` sees to that.
+    noise from it, so that clipping acts. The model should be in eval mode; `sample` sees to that. ValueError for steps
+    as in `ddim_timesteps`.
     """
     grid = ddim_timesteps(schedule.timesteps, steps)
     for t, t_next in zip(grid, [*grid[1:], None], strict=True):
@@ -83,6 +85,7 @@ def ddpm(
 
     variance  sigma_t^2: "large" is beta_t, "small" the posterior's beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t).
     The mean is formed from the implied image *after* clipping, so that clipping acts. Other arguments as in `ddim`.
+    ValueError for another variance.
     """
     if variance not in ("large", "small"):
         raise ValueError(f"unknown variance {variance!r}; known: large, small")

@@ -51,13 +51,18 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def batch_index(n: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Positions of step `step`'s images in an endless chain of shuffled epochs: no image twice before all once."""
+    """Positions of step `step`'s images in an endless chain of shuffled epochs, int64 (batch_size,): no image twice
+    before all once."""
     position = range(step * batch_size, (step + 1) * batch_size)
     return torch.stack([_permutation(n, seed, p // n)[p % n] for p in position])
 
 
 def resampled_index(labels: Tensor, power: float, batch_size: int, seed: int, step: int) -> Tensor:
-    """Positions drawn with replacement, class c with probability proportional to N_c^(1 - power) (RS)."""
+    """Positions drawn with replacement, int64 (batch_size,), class c with probability proportional to N_c^(1 - power).
+
+    This is RS, for which the paper cites Mahajan et al. (2018) and gives no formula (Chapter 09): power 1 draws all
+    classes equally often, 1/2 is half-way by square roots. labels int64 (N,).
+    """
     n = labels.bincount().double()
     weights = n.pow(-power)[labels]
     return torch.multinomial(
@@ -66,7 +71,8 @@ def resampled_index(labels: Tensor, power: float, batch_size: int, seed: int, st
 
 
 def step_index(config: Settings, labels: Tensor, step: int) -> Tensor:
-    """Positions of step `step`'s images: of shuffled epochs, or re-sampled where `config.resample` asks for it."""
+    """Positions of step `step`'s images, int64 (batch_size,): of shuffled epochs, or re-sampled where `config.resample`
+    asks for it. labels int64 (N,) of the training set."""
     if config.resample:
         return resampled_index(labels, config.resample, config.batch_size, config.seed, step)
     return batch_index(len(labels), config.batch_size, config.seed, step)
@@ -104,7 +110,7 @@ class _Batches:
         self.images, self.labels = train_set.images.to(device), train_set.labels
         self.labels_there = self.labels.to(device)
         self.num_classes = train_set.num_classes
-        self.frequency = torch.tensor(train_set.counts / len(train_set), dtype=torch.float32, device=device)
+        self.frequency = train_set.frequency.to(device)
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
         """The batch, and each compared sample's weight in the allocation loss: together they average it."""
@@ -240,7 +246,9 @@ def train(
     compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
 
     A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT, SIGTERM or
-    SIGUSR1, which then raise KeyboardInterrupt; the one before is kept beside it. TrainingError, naming the term, if a
+    SIGUSR1, which then raise KeyboardInterrupt; the one before is kept beside it. These signals wait for the end of a
+    step from the first one on, also while the caller works on a record: close a generator that is left before its end
+    (`contextlib.closing`), or Ctrl-C stays without effect. TrainingError, naming the term, if a
     loss is not finite or explodes; diverged.json in the run folder then says the same to
     `evaluation.record_divergence`. Under torchrun (`distributed.started`) every process calls this with the same
     arguments, and the first one writes.

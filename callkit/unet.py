@@ -207,7 +207,10 @@ class UNet(nn.Module):
     def encode(
         self, x_t: Tensor, t: Tensor, y: Tensor, augmentation: Tensor | None = None, masks: Masks | None = None
     ) -> State:
-        """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,), (B, condition_size)."""
+        """The half that CALL leaves to both parameter sets. Shapes: (B, C, H, W), (B,), (B,), (B, condition_size).
+
+        ValueError for another number of channels, or a height or width that cannot be halved at each level.
+        """
         if x_t.ndim != 4 or x_t.shape[1] != self.in_channels:
             raise ValueError(f"images must be (B, {self.in_channels}, H, W), got {tuple(x_t.shape)}")
         if x_t.shape[-1] % self.downscaling or x_t.shape[-2] % self.downscaling:

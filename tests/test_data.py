@@ -91,6 +91,12 @@ def test_splits():
         data.splits([1])
 
 
+def test_frequencies_are_shares_of_the_images():
+    labels = torch.tensor([0, 0, 0, 2])
+    found = data.ImageSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c")).frequency
+    assert torch.equal(found, torch.tensor([0.75, 0.0, 0.25]))
+
+
 def test_long_tailed_digits():
     real = data.load_long_tailed("digits", 50)
     assert real.train.counts.tolist() == [174, 112, 72, 47, 30, 19, 12, 8, 5, 3]

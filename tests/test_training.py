@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -174,6 +175,14 @@ def test_a_signal_writes_a_checkpoint_first(tmp_path, number):
             os.kill(os.getpid(), number)
     assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 6
     assert signal.getsignal(number) is handler
+
+
+def test_signals_act_again_once_the_generator_is_closed(tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    with closing(train(smoke(), tmp_path)) as steps:
+        next(steps)
+        assert signal.getsignal(signal.SIGINT) is not handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_training_leaves_the_global_generator_alone(tmp_path):
