@@ -16,7 +16,7 @@
 # # 00 · Quickstart
 #
 # **Objective.** See in one minute what CALL does to the rare classes of an imbalanced data set.
-# **Prerequisites.** You have met a diffusion model before. **Time.** 5 minutes to read, about 20 seconds to run on a laptop.
+# **Prerequisites.** You have met a diffusion model before. **Time.** 5 minutes to read, less than a minute to run on a laptop.
 # **The one figure.** {numref}`fig-quickstart`.
 #
 # Two small diffusion models come with this book. Both were trained on handwritten digits of which there are 174 zeros

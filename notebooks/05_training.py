@@ -17,7 +17,7 @@
 #
 # **Objective.** Train, stop, go on, sample and evaluate a model, from a notebook or a terminal.
 # **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 5 minutes to read; a full run of the `cpu` profile takes
-# about ten minutes on one core. This page shows the first half minute of one.
+# about eight minutes on one core. This page shows the first half minute of one.
 # **The one figure.** {numref}`fig-loss`.
 #
 # Everything that decides a run is named by five words: data set, {term}`imbalance ratio`, method, {term}`profile`, seed.
