@@ -52,7 +52,7 @@ study = records.find_study(everything, **words)
 # three seeds have both, at the profile's own number of steps and at the largest that was trained:
 
 
-# %% mystnb={"figure": {"caption": "FID on Few of CALL over that of its base loss alone with the same seed: the mean and its 95 % interval over n seeds. Where no base loss is named it is DDPM's. Left of the dotted line CALL is better. The colour is the verdict of {doc}`15_report` on “lower”.", "name": "fig-gain"}, "image": {"alt": "A row per comparison with its interval about the line of no difference. Digits after 6,000 steps and Fashion-MNIST with OC and guidance lie to its left; the others hold it, those on OC and CBDM with means to the left, digits after 12,000 steps and with guidance and Fashion-MNIST with means at it or to the right.", "classes": "dark-light"}}
+# %% mystnb={"figure": {"caption": "FID on Few of CALL over that of its base loss alone with the same seed: the mean and its 95 % interval over n seeds. Where no base loss is named it is DDPM's. Left of the dotted line CALL is better. The colour is the verdict of {doc}`15_report` on “lower”.", "name": "fig-gain"}, "image": {"alt": "A row per comparison with its interval about the line of no difference. Wholly to its left lie digits after 6,000 steps, and Fashion-MNIST on OC without guidance and at 1.5. On CBDM and OC at 1 and 1.5 the means of digits lie to the left. All rows at 2.5, digits after 12,000 steps or guided, and Fashion-MNIST on DDPM lie about the line or to the right.", "classes": "dark-light"}}
 tables.gain_figure(everything)
 # %% [markdown]
 # The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes 1, a
@@ -201,9 +201,9 @@ frame.rename_axis(["", "steps", "guidance"])
 # %% [markdown]
 # OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). *On top of OC* CALL is ahead on
 # Few, in every seed, at both stops and at scales 1 and 1.5, where on top of DDPM it is level. But look where the lead is:
-# where OC is worst. It shrinks from 5,000 to 10,000 steps, it shrinks from scale 1 to 1.5, and at 2.5, where OC is best and
-# where its authors use it, there is none. On digits it is the same: {numref}`fig-gain` has OC at three scales
-# (seeds 1 and 2 with guidance are second trainings, {doc}`11_ablations`). The change
+# where OC is worst. It shrinks from 5,000 to 10,000 steps and from scale 1 to 1.5, and at 2.5, where OC is best and where its
+# authors use it, there is none. On digits, too, it is a direction at 1 and 1.5, and nothing at 2.5 ({numref}`fig-gain`; their
+# guided runs of seeds 1 and 2 are second trainings, {doc}`11_ablations`). The change
 # with training alone, the ratio at the end over that half way, seed by seed:
 
 # %%
