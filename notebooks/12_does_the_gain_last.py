@@ -232,13 +232,13 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Beside what re-sampling itself gives, what CALL adds to it is small, and the interval leaves its sign open.
+# Beside what re-sampling itself gives, what CALL adds to it is small, and two seeds leave its sign open.
 #
 # ```{admonition} Pitfalls
 # :class: warning
 # * A comparison at one number of steps compares two speeds as well as two methods. Look at several stops.
 # * "No gain to see" is not "no gain": look at what the interval still holds.
-# * {numref}`fig-gain` has many rows and three panels. Some intervals exclude 1 by luck.
+# * {numref}`fig-gain` has many rows. With so many, one interval may exclude 1 by luck.
 # * Extractors differ between data sets, so compare rows of one data set only, and ratios rather than FIDs.
 # ```
 #
