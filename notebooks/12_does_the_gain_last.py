@@ -122,11 +122,19 @@ pd.DataFrame({"θᵍ / θ": tables.ratio_row(general, theta)}).T
 
 # %% mystnb={"figure": {"caption": "Digits, Few: FID against the share of copies, a dot per run and stop, and a line through the means of the stops, from 1,500 steps on the left to 12,000 on the right. Dotted: the FID of a machine that shows the training images and nothing else.", "name": "fig-copies-fid"}, "image": {"alt": "Dots of DDPM and CALL fall along one curve, from an FID of about 170 with a share of copies of 0.16 to one of 20 with 0.7, crossing the dotted line at 29 on the way.", "classes": "dark-light"}}
 def copies_and_fid(found):
-    return np.array([[r["copies"]["few"]["nearest_is_train"], r["metrics"]["few"]["fid"]] for r in found])
+    return np.array(
+        [
+            [r["copies"]["few"]["nearest_is_train"], r["metrics"]["few"]["fid"]]
+            for r in found
+        ]
+    )
 
 
 viz.copies_and_fid(
-    {m: {steps: copies_and_fid(at.select(m)) for steps, at in way.items()} for m in ("ddpm", "call")},
+    {
+        m: {steps: copies_and_fid(at.select(m)) for steps, at in way.items()}
+        for m in ("ddpm", "call")
+    },
     records.benchmark("evidence")["copies"]["few"]["fid"],
 )
 # %% [markdown]
@@ -148,8 +156,12 @@ for steps, at in way.items():
     for name, of in found.items():
         of = [r for r in of if r["run"]["seed"] in seeds]
         for word, path in SCORES.items():
-            rows.setdefault(f"{steps:,}", {})[word, name] = records.mean_std(of, *path)[0]
-pd.DataFrame(rows).T.sort_index(axis="columns", level=0, sort_remaining=False).rename_axis("steps").map("{:.3g}".format)
+            rows.setdefault(f"{steps:,}", {})[word, name] = records.mean_std(of, *path)[
+                0
+            ]
+pd.DataFrame(rows).T.sort_index(
+    axis="columns", level=0, sort_remaining=False
+).rename_axis("steps").map("{:.3g}".format)
 
 # %% [markdown]
 # ## Other data
@@ -192,7 +204,10 @@ pd.DataFrame(
 rows = {}
 for (steps, at), scale in itertools.product(fashion.items(), (1, 1.5, 2.5)):
     of = {m: at.select(m, guidance_scale=scale) for m in ("ddpm", "oc", "oc-call")}
-    for name, pair in {"OC + CALL / OC": ("oc-call", "oc"), "OC / DDPM": ("oc", "ddpm")}.items():
+    for name, pair in {
+        "OC + CALL / OC": ("oc-call", "oc"),
+        "OC / DDPM": ("oc", "ddpm"),
+    }.items():
         if (row := tables.ratio_row(*(of[m] for m in pair)))["seeds"]:
             rows[name, f"{steps:,}", f"{scale:g}"] = row
 frame = pd.DataFrame(rows).T.sort_index(level=0, ascending=False, sort_remaining=False)
@@ -265,7 +280,9 @@ def dots(method):
         [
             (r["run"]["seed"], share, np.log(fid))
             for at in list(way.values())[1:]
-            for r, (share, fid) in zip(at.select(method), copies_and_fid(at.select(method)), strict=True)
+            for r, (share, fid) in zip(
+                at.select(method), copies_and_fid(at.select(method)), strict=True
+            )
         ]
     )
 
@@ -320,7 +337,11 @@ def best(method):
         for r in at.select(method):
             found.setdefault(r["run"]["seed"], []).append(r)
     stops = max(len(runs) for runs in found.values())
-    return {s: min(runs, key=lambda r: r["metrics"]["few"]["fid"]) for s, runs in found.items() if len(runs) == stops}
+    return {
+        s: min(runs, key=lambda r: r["metrics"]["few"]["fid"])
+        for s, runs in found.items()
+        if len(runs) == stops
+    }
 
 
 ours, theirs = best("call"), best("ddpm")
