@@ -211,7 +211,7 @@ for (steps, at), scale in itertools.product(fashion.items(), (1, 1.5, 2.5)):
         if (row := tables.ratio_row(*(of[m] for m in pair)))["seeds"]:
             rows[name, f"{steps:,}", f"{scale:g}"] = row
 frame = pd.DataFrame(rows).T.sort_index(level=0, ascending=False, sort_remaining=False)
-frame.rename_axis(["", "steps", "guidance"])
+frame.rename_axis(["", "steps", "guidance"])[["seeds", "Few", "Overall"]]
 
 # %% [markdown]
 # OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). *On top of OC* CALL is ahead on
@@ -244,7 +244,7 @@ pd.DataFrame(
         "with CALL / without": tables.ratio_row(sqrt_call, sqrt),
         "without / DDPM": tables.ratio_row(sqrt, ddpm),
     }
-).T
+).T[["seeds", "Few", "Overall"]]
 
 # %% [markdown]
 # Beside what re-sampling itself gives, what CALL adds to it is small, and two seeds leave its sign open.
