@@ -132,6 +132,7 @@ def add_evaluate(commands):
     p.add_argument("--weights", nargs="+", choices=checkpoints.WEIGHTS, help="(default: both with CALL, else theta)")
     p.add_argument("--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is none")
     p.add_argument("--extractor", help="digits, lite0 or inception (default: by data set and profile)")
+    p.add_argument("--images", type=positive, help="how many to generate (default: as many as the profile says)")
     p.add_argument("--save-images", type=Path, help="also write every generated image to this folder, as PNG")
     p.add_argument("--results", type=Path, help="folder for the records (default: the run folder)")
     p.add_argument("--data-root", type=Path, default=Path("data"))
@@ -163,6 +164,7 @@ def evaluate(a) -> None:
                 a.guidance_scale,
                 a.extractor,
                 a.save_images / w if a.save_images else None,
+                a.images,
                 progress=leader,
                 load_model=a.load_model,
             )

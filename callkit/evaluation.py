@@ -101,7 +101,8 @@ def describe_samples(
     """Sample in a stream and keep the images' descriptions alone, in one file of `folder` per batch.
 
     Batches that are there already are not sampled again; under torchrun the processes share the others, and the first
-    alone returns the descriptions. With `save_images` every image becomes <class>-<number>.png there.
+    alone returns the descriptions. Each file says what its batch took, where: seconds and device, which need not be
+    this process's. With `save_images` every image becomes <class>-<number>.png there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
@@ -112,19 +113,29 @@ def describe_samples(
     batches = sampler(labels, image_size, seed, steps, guidance_scale, batch, wanted=missing)
     distributed.wait_for_all()  # all have looked before the first writes
     with tqdm(total=min(len(missing) * batch, len(labels)), desc="sampling", unit="img", disable=not progress) as bar:
+        began = time.perf_counter()
         for i, images in zip(missing, batches, strict=True):
+            about = {"seconds": time.perf_counter() - began, "device": records.device_name(device)}
             if save_images:
                 save_images.mkdir(parents=True, exist_ok=True)
                 for j, image in enumerate(images, i * batch):
                     name = f"{int(labels[j]):03}-{j:06}.png"
                     save_image(image.float() / 255, save_images / name)
             described = metrics.describe(images, extractor, str(device))
-            checkpoints.save_checkpoint(paths[i], described._asdict(), {})
+            checkpoints.save_checkpoint(paths[i], described._asdict(), about)
             bar.update(len(images))
+            began = time.perf_counter()
     distributed.wait_for_all()
     if distributed.rank() > 0:
         return None
     return metrics.join([metrics.Description(**checkpoints.load_checkpoint(p)[0]) for p in paths])
+
+
+def _sampled(folder: Path) -> dict:
+    """What the batches in `folder` took together, over all processes and interruptions, and on which devices."""
+    about = [checkpoints.load_checkpoint(p, tensors=False)[1] for p in sorted(folder.glob("*.safetensors"))]
+    devices = ", ".join(sorted({a["device"] for a in about}))
+    return {"seconds": round(sum(a["seconds"] for a in about), 1), "device": devices}
 
 
 def snapshot(checkpoint: str | Path, per_class: int = 4, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
@@ -151,6 +162,7 @@ def evaluate_run(
     guidance_scale: float = config.GUIDANCE_SCALE,
     extractor: str | None = None,
     save_images: str | Path | None = None,
+    images: int | None = None,
     progress: bool = False,
     load_model: Callable[..., tuple[nn.Module, config.Settings]] = checkpoints.load_model,
 ) -> Path | None:
@@ -159,12 +171,15 @@ def evaluate_run(
     results      defaults to the checkpoint's folder
     extractor    a key of metrics.EXTRACTORS; defaults to `metrics.default_extractor`
     save_images  a folder for all generated images as PNG; by default none is written
+    images       how many to generate, in place of the profile's number, equally many of each class; the splits then
+                 have those that are of their classes
     load_model   what makes a network and its settings of the checkpoint, for those that `training` did not write
 
-    How many images and sampler steps follow the run's profile (`config.SAMPLING`). Interrupted and called again, it
+    The number of images and of sampler steps are the profile's (`config.SAMPLING`). Interrupted and called again, it
     goes on: what was sampled waits in `results`, in a folder that is removed at the end. Under torchrun all processes
     sample, and the first one measures and writes; the others return None. ValueError for a damaged
-    checkpoint, an unfinished run, unknown weights or extractor, a scale that is no number, before any work.
+    checkpoint, an unfinished run, unknown weights or extractor, a scale that is no number, fewer than two images a
+    class, before any work.
     """
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a number, got {guidance_scale}")
@@ -181,10 +196,16 @@ def evaluate_run(
             f"{checkpoint} is at step {metadata['step']:,} of {run.steps:,}, and an unfinished run is no result: "
             "train it to the end"
         )
+    usual = config.SAMPLING[run.profile]
+    steps, per_split = usual["steps"], usual["per_split"]
+    if images is None:
+        images = usual["images"]
+    elif images < 2 * model.num_classes:
+        raise ValueError(f"images must be at least two a class, {2 * model.num_classes}; got {images}")
+    elif images != usual["images"]:
+        per_split = None
     real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size, run.held_out)
 
-    options = config.SAMPLING[run.profile]
-    images, per_split, steps = options["images"], options["per_split"], options["steps"]
     groups = data.splits(real.train.counts)
     counts = metrics.generated_counts(groups, model.num_classes, images, per_split)
     labels = torch.arange(model.num_classes).repeat_interleave(torch.from_numpy(counts))
@@ -192,7 +213,6 @@ def evaluate_run(
     identity = [metrics.file_hash(checkpoint), weights, guidance_scale, seed, steps, labels.tolist(), extractor]
     identity += [metrics.extractor_hash(extractor), str(save_images)]
     unfinished = results / f".evaluating-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
-    began = time.perf_counter()
     generated = describe_samples(
         model,
         labels,
@@ -205,7 +225,6 @@ def evaluate_run(
         Path(save_images) if save_images else None,
         progress,
     )
-    sampling_seconds = time.perf_counter() - began
     if generated is None:
         return None
     described = metrics.describe_real(real.reference, extractor, Path(data_root) / data.CACHE, device, progress)
@@ -223,7 +242,7 @@ def evaluate_run(
             "clip_x0": getattr(model, "clip_x0", True),
             "weights": "ema",
             "seed": seed,
-            "seconds": round(sampling_seconds, 1),
+            **_sampled(unfinished),
         },
         "evaluation": {
             "extractor": extractor,
@@ -245,6 +264,7 @@ def evaluate_run(
     }
     words = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
     words += [extractor] if extractor != default else []
+    words += [f"n{images}"] if images != usual["images"] else []
     path = _write(results, run, *words, weights, record=record)
     shutil.rmtree(unfinished)
     return path

@@ -142,6 +142,10 @@ def _versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
 def provenance(device: torch.device) -> dict:
     """What a number needs beside it to be believed: code, libraries, hardware, time."""
     used = [p for p in ("diffusers", "peft", "transformers") if p in sys.modules]
@@ -150,7 +154,7 @@ def provenance(device: torch.device) -> dict:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": _versions("torch", "numpy", "torch-fidelity", "callkit", *used),
@@ -186,12 +190,14 @@ def load_records(folder: str | Path | None = None, diverged: bool = False, **whe
     return [r for r in found if all(r["run"].get(k) == v for k, v in where.items())]
 
 
-BUDGET = ("image_size", "steps")  # overrides that are of the data and the budget, and not of the method
+# overrides that are of the data and the budget, and not of the method
+BUDGET = ("image_size", "steps", "channels", "precision")
 
 
 @dataclass(frozen=True)
 class Study:
-    """All records whose scores may be compared with one another: same data, profile, budget and extractor."""
+    """All records whose scores may be compared with one another: same data, profile, budget, extractor and number of
+    generated images."""
 
     name: str
     records: list[dict]
@@ -219,10 +225,11 @@ def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
         budget = [f"{k}={run['overrides'][k]}" for k in BUDGET if k in run["overrides"]]
         return "-".join([data_word(run["dataset"], run["imbalance_ratio"]), run["profile"], *budget])
 
-    found: dict[tuple[str, str], list[dict]] = {}
+    found: dict[tuple[str, str, str], list[dict]] = {}
     for r in records:
-        found.setdefault((words(r), r["evaluation"]["extractor"]), []).append(r)
-    bases = [base for base, _ in found]
+        key = words(r), r["evaluation"]["extractor"], f"n{r['evaluation']['generated_images']}"
+        found.setdefault(key, []).append(r)
+    bases = [base for base, *_ in found]
     named = {key: key[0] if bases.count(key[0]) == 1 else "-".join(key) for key in found}
     made = [Study(named[key], rows, [r for r in diverged if words(r) == key[0]]) for key, rows in found.items()]
     return sorted(made, key=lambda study: -len(study.records))
@@ -279,8 +286,8 @@ def score_words(records: list[dict], split: str, metric: str) -> str:
 def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "few", "overall")) -> str:
     """Markdown: mean ± standard deviation over seeds (the value alone for one seed), one column per split.
 
-    One row per method (with the settings that it overrides), weights, guidance scale and extractor. A row of
-    diverged runs has the steps at which they stopped in place of scores.
+    One row per method (with the settings that it overrides), weights, guidance scale, extractor and number of generated
+    images. A row of diverged runs has the steps at which they stopped in place of scores.
     """
     rows: dict[tuple, list[dict]] = {}
     for r in records:
@@ -288,13 +295,16 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
         method = label(run["method"], run["overrides"])
         words = (run["dataset"], ratio_word(run["imbalance_ratio"]), run["profile"], method)
         if "diverged" in r:
-            key = (*words, "", "", "")
+            key = (*words, "", "", "", "")
         else:
             key = (*words, run["weights"], f"{run['guidance_scale']:g}", r["evaluation"]["extractor"])
+            key += (f"{r['evaluation']['generated_images']:,}",)
         rows.setdefault(key, []).append(r)
     lines = [
-        "| data | IR | profile | method | weights | guidance | extractor | seeds | " + " | ".join(splits) + " |",
-        "|" + "---|" * (8 + len(splits)),
+        "| data | IR | profile | method | weights | guidance | extractor | images | seeds | "
+        + " | ".join(splits)
+        + " |",
+        "|" + "---|" * (9 + len(splits)),
     ]
     for key, group in rows.items():
         head = [*key, str(len(group))]

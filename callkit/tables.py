@@ -176,7 +176,7 @@ def figures(study: Study) -> dict[str, Figure]:
     """By name; those for which the study has records."""
     made = {}
     fid = {m: fids(study, runs(m)) for m in methods(study)}
-    if fid:
+    if len(fid) > 1:
         made["methods"] = viz.variant_dots(fid)
         for axes in made["methods"].axes:
             viz.log_axis(axes.xaxis)

@@ -47,6 +47,32 @@ def test_an_interrupted_evaluation_goes_on(run, tmp_path, monkeypatch):
     assert list((tmp_path / "parts").iterdir()) == [path]
 
 
+def test_a_record_says_how_long_sampling_took_and_where_though_another_process_began_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "BATCH", 50)
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(evaluation.metrics, "score", lambda *a: 1 / 0)
+        evaluation.evaluate_run(run, results=tmp_path)
+    for batch, seconds in zip(sorted(tmp_path.glob(".evaluating-*/*.safetensors")), (40.0, 2.5), strict=True):
+        tensors, about = checkpoints.load_checkpoint(batch)
+        assert 0 < about["seconds"] < 60 and about["device"].startswith("cpu (")
+        checkpoints.save_checkpoint(batch, tensors, {"seconds": seconds, "device": "NVIDIA H200"})
+    found = json.loads(evaluation.evaluate_run(run, results=tmp_path).read_text())
+    assert (found["sampling"]["seconds"], found["sampling"]["device"]) == (42.5, "NVIDIA H200")
+    jsonschema.validate(found, json.loads((records.results_folder() / "schema.json").read_text()))
+
+
+def test_another_number_of_images_is_another_record_and_another_study(run, tmp_path):
+    usual, fewer = (evaluation.evaluate_run(run, results=tmp_path, images=n) for n in (None, 40))
+    assert fewer.name == usual.name.replace("theta", "n40-theta")
+    counts = [records.read_record(p)["evaluation"]["generated_images"] for p in (usual, fewer)]
+    assert counts == [100, 40] and scores(usual) != scores(fewer)
+    found = records.load_records(tmp_path)
+    assert sorted(s.name[-5:] for s in records.studies(found)) == ["-n100", "s-n40"]
+    assert len(records.table(found).splitlines()) == 4, "no mean over both"
+    with pytest.raises(ValueError, match="images must be at least two a class, 20; got 19"):
+        evaluation.evaluate_run(run, results=tmp_path, images=19)
+
+
 def test_what_is_measured_was_drawn_as_the_record_says(run, tmp_path):
     model, c = checkpoints.load_model(run)
     torch.manual_seed(0)
