@@ -1,0 +1,104 @@
+"""Two trained runs from inside, one of DDPM and one with CALL, on any data: chapter 16 shows those on CIFAR-10.
+
+    python benchmarks/probe.py RUN_OF_DDPM RUN_WITH_CALL [--out benchmarks/probe-cifar10.json]
+
+A run is a folder or a checkpoint. Measured are, by class,
+
+pruning   how much DDPM's loss rises when a tenth of it is pruned, for each way of pruning and set of images (chapter 6)
+loss      of DDPM, of theta, of theta^g, and of theta^g with one direction of the expert in each projection of the class
+          embedding, which can hold no image (chapter 8); on training images
+distance  D between the two predictions at several timesteps; on training images
+"""
+
+import argparse
+from pathlib import Path
+
+import scipy.stats
+import torch
+from tqdm import tqdm
+
+from callkit import data, probes, pruning, records
+from callkit.__main__ import checkpoint_of
+from callkit.capacity import merge
+from callkit.checkpoints import load_checkpoint, load_model
+from callkit.diffusion import NoiseSchedule
+
+TIMESTEPS = [50, 150, 300, 450, 600, 750, 900]
+SCHEDULE = NoiseSchedule()
+
+
+def first_of_each(images: data.ImageSet, per_class: int) -> data.ImageSet:
+    of_class = [(images.labels == c).nonzero()[:per_class, 0] for c in range(images.num_classes)]
+    return images.subset(torch.cat(of_class))
+
+
+def by_class(losses: torch.Tensor, images: data.ImageSet) -> list[float]:
+    return [losses[images.labels == c].mean().item() for c in range(images.num_classes)]
+
+
+def pruned(model: torch.nn.Module, images: data.ImageSet, draws: int, rate: float = 0.1) -> dict:
+    """By way of pruning: the rise by class with its 95 % interval, and its rank correlation with rarity."""
+    before, found = pruning.losses(model, images, SCHEDULE, draws), {}
+    for how in pruning.HOW:
+        after = pruning.losses(pruning.prune(model, rate, how), images, SCHEDULE, draws)
+        s = pruning.sensitivity(before, after, images.labels, images.num_classes)
+        correlation, p = scipy.stats.spearmanr(range(images.num_classes), s.change)
+        found[how] = {"change": s.change.tolist(), "interval": s.change_ci.tolist(), "before": s.before.tolist()}
+        found[how] |= {"correlation": float(correlation), "p": float(p)}
+    return found
+
+
+def about(run: Path) -> dict:
+    """What was trained, where and for how long."""
+    metadata = load_checkpoint(checkpoint_of(run), tensors=False)[1]
+    return {k: metadata[k] for k in ("config", "step", "seconds", "provenance")}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("ddpm", type=Path)
+    p.add_argument("call", type=Path)
+    p.add_argument("--per-class", type=int, default=30, help="real images of each class")
+    p.add_argument("--draws", type=int, default=8, help="timesteps and noises per image")
+    p.add_argument("--data-root", type=Path, default=Path("data"))
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--out", type=Path, help="write the result as JSON here")
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    ddpm, config = load_model(checkpoint_of(a.ddpm))
+    call, other = load_model(checkpoint_of(a.call), "reserved")
+    words = config.dataset, config.imbalance_ratio
+    if words != (other.dataset, other.imbalance_ratio):
+        p.error(f"the runs are of different data, {words} and {(other.dataset, other.imbalance_ratio)}")
+    real = data.load_long_tailed(*words, a.data_root, config.image_size, config.held_out)
+    seen = first_of_each(real.train, a.per_class)
+    sets = {"training images": seen, "balanced set": first_of_each(real.full, a.per_class)}
+    networks = {
+        "DDPM": ddpm,
+        "theta": merge(call),
+        "theta_g": merge(call, 0.0),
+        "theta_g + rank-one embedding projections": merge(probes.truncated_expert(call, rank=1, only="emb")),
+    }
+    losses = {}
+    for name, network in tqdm(networks.items(), desc="losses", unit="network"):
+        losses[name] = by_class(pruning.losses(network, seen, SCHEDULE, a.draws), seen)
+    result = {
+        "runs": {"ddpm": about(a.ddpm), "call": about(a.call)},
+        "per_class": a.per_class,
+        "draws": a.draws,
+        "class_names": real.train.class_names,
+        "class_counts": real.train.counts.tolist(),
+        "loss": losses,
+        "timesteps": TIMESTEPS,
+        "distance": probes.branch_distance(call, seen, SCHEDULE, TIMESTEPS).tolist(),
+        "pruning": {s: pruned(ddpm, images, a.draws) for s, images in tqdm(sets.items(), desc="pruning", unit="set")},
+        "provenance": records.provenance(torch.device("cpu")),
+    }
+    for part in ("loss", "pruning"):
+        print(part, *(f"  {name}: {values}" for name, values in result[part].items()), sep="\n")
+    if a.out:
+        records.write_json(a.out, result)
+
+
+if __name__ == "__main__":
+    main()
