@@ -7,7 +7,7 @@ A run is a folder or a checkpoint. Measured are, by class,
 pruning   how much DDPM's loss rises when a tenth of it is pruned, for each way of pruning and set of images (chapter 6)
 loss      of DDPM, of theta, of theta^g, and of theta^g with one direction of the expert in each projection of the class
           embedding, which can hold no image (chapter 8); on training images
-distance  D between the two predictions at several timesteps; on training images
+distance  D between the two predictions at several timesteps, on training images; under `runs` that of the log
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from callkit import data, probes, pruning, records
 from callkit.__main__ import checkpoint_of
 from callkit.capacity import merge
-from callkit.checkpoints import load_checkpoint, load_model
+from callkit.checkpoints import LOG, load_checkpoint, load_model, read_log
 from callkit.diffusion import NoiseSchedule
 
 TIMESTEPS = [50, 150, 300, 450, 600, 750, 900]
@@ -49,9 +49,11 @@ def pruned(model: torch.nn.Module, images: data.ImageSet, draws: int, rate: floa
 
 
 def about(run: Path) -> dict:
-    """What was trained, where and for how long."""
+    """What was trained, where and for how long; D by class in its log, which a released checkpoint has not."""
     metadata = load_checkpoint(checkpoint_of(run), tensors=False)[1]
-    return {k: metadata[k] for k in ("config", "step", "seconds", "provenance")}
+    found = {k: metadata[k] for k in ("config", "step", "seconds", "provenance")}
+    log = [r for r in read_log(run / LOG) if r.step <= metadata["step"]]
+    return found | {"log": {"step": [r.step for r in log], "distance": [r.distance_by_class for r in log]}}
 
 
 def main() -> None:

@@ -185,6 +185,24 @@ def distance_curves(curves: list[dict], bound: float | None) -> Figure:
     return figure
 
 
+def rest_points(steps, distance, rest, names: Sequence[str], splits: dict[str, list[int]]) -> Figure:
+    """D by class during training, (len(steps), C), on a log axis; a triangle at the right marks where a class should
+    come to rest, `rest` (C,), if that is above zero."""
+    figure, axes = _figure(figsize=(6.4, 3.6))
+    distance, last = np.asarray(distance, dtype=float), steps[-1]
+    for split, classes in splits.items():
+        for i, c in enumerate(classes):
+            color = SPLIT_COLORS[split]
+            axes.plot(steps, distance[:, c], color=color, linewidth=1, label=split.capitalize() if i == 0 else None)
+            if rest[c] > 0:
+                at = 1.03 * last, rest[c]
+                axes.plot(*at, "<", color=color)
+                axes.annotate(names[c], at, (6, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set(xlabel="training step", ylabel="distance D", yscale="log", xlim=(0, 1.2 * last))
+    axes.legend()
+    return figure
+
+
 def class_changes(rows: dict[str, dict[str, tuple]], ylabel: str, splits: dict[str, list[int]]) -> Figure:
     """A grid of bars with 95 % intervals: rows[row][column] = (change by class, half-width by class)."""
     columns = list(next(iter(rows.values())))
