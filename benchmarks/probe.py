@@ -96,8 +96,11 @@ def main() -> None:
         "pruning": {s: pruned(ddpm, images, a.draws) for s, images in tqdm(sets.items(), desc="pruning", unit="set")},
         "provenance": records.provenance(torch.device("cpu")),
     }
-    for part in ("loss", "pruning"):
-        print(part, *(f"  {name}: {values}" for name, values in result[part].items()), sep="\n")
+    for name, values in losses.items():
+        print(f"loss of {name}, by class: {' '.join(f'{v:.4f}' for v in values)}")
+    for images, by_how in result["pruning"].items():
+        found = (f"{how} {of['correlation']:+.2f}" for how, of in by_how.items())
+        print(f"rank correlation of rarity and rise on {images}: {', '.join(found)}")
     if a.out:
         records.write_json(a.out, result)
 

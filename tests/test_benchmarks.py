@@ -1,0 +1,85 @@
+"""What is measured of networks and is no score of a run: averages of weights, and a look into two runs."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from callkit import checkpoints, data, pruning, records, training
+from callkit.config import make_config
+from callkit.diffusion import NoiseSchedule
+
+sys.path.append(str(records.REPOSITORY / "benchmarks"))
+
+import averaging
+import probe
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folders = {}
+    for method in ("ddpm", "call"):
+        folders[method] = tmp_path_factory.mktemp(method)
+        list(training.train(make_config(method=method, profile="smoke", channels=8, lr=0.01), folders[method]))
+    return folders
+
+
+def test_the_three_networks_are_the_last_weights_the_average_of_factors_and_that_of_products(tmp_path, monkeypatch):
+    seen = []
+
+    def scores(model, real, per_class):
+        seen.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {s: {"fid": float(len(seen))} for s in averaging.SPLITS}
+
+    monkeypatch.setattr(averaging.probes, "scores", scores)
+    monkeypatch.setattr(averaging, "WORDS", ("digits", 50, "call", "smoke"))
+    monkeypatch.setattr(averaging, "EVERY", 5)
+    rows = averaging.follow(0, [5, 10, 15, 20], 2, data.load_long_tailed("digits", 50), tmp_path)
+    last, factors, products = seen[::3], seen[1::3], seen[2::3]
+    theta = checkpoints.load_model(tmp_path / checkpoints.CHECKPOINT)[0].state_dict()
+    by_hand, names = last[0], [k for k, v in last[0].items() if v.is_floating_point()]
+    for step, weights in zip((5, 10, 15, 20), last, strict=True):
+        keep = min(0.9, (1 + step) / (10 + step)) ** 5
+        by_hand = {k: keep * by_hand[k] + (1 - keep) * weights[k] for k in names}
+    for k in names:
+        assert torch.equal(factors[-1][k], theta[k]), "what evaluation samples from"
+        assert torch.allclose(products[-1][k], by_hand[k], atol=1e-6)
+    assert any(not torch.allclose(last[-1][k], theta[k]) for k in names)
+    assert [row["step"] for row in rows] == [5, 10, 15, 20] and len(rows[0]["distance_by_class"]) == 10
+    assert [by["few"] for by in rows[1]["fid"].values()] == [4, 5, 6]
+
+
+def test_a_look_into_two_runs(runs, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "found.json"
+    arguments = [str(runs["ddpm"]), str(runs["call"]), "--per-class", "2", "--draws", "3", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["probe.py", *arguments])
+    probe.main()
+    found = json.loads(out.read_text())
+    train = data.load_long_tailed("digits", 50).train
+    images = train.subset([int(i) for c in range(10) for i in np.flatnonzero(train.labels.numpy() == c)[:2]])
+    for name, run, weights in (("DDPM", "ddpm", "theta"), ("theta", "call", "theta"), ("theta_g", "call", "theta_g")):
+        model, _ = checkpoints.load_model(runs[run] / checkpoints.CHECKPOINT, weights)
+        losses = pruning.losses(model, images, NoiseSchedule(), 3)
+        by_hand = [losses[images.labels == c].mean().item() for c in range(10)]
+        assert found["loss"][name] == pytest.approx(by_hand, rel=1e-5), name
+    assert np.shape(found["distance"]) == (10, len(found["timesteps"]))
+    assert found["pruning"].keys() == {"training images", "balanced set"}
+    for by_how in found["pruning"].values():
+        assert by_how.keys() == set(pruning.HOW) and -1 <= by_how["layer"]["correlation"] <= 1
+        assert any(by_how["filter"]["change"])
+    log = checkpoints.read_log(runs["call"] / checkpoints.LOG)
+    assert found["runs"]["call"]["log"]["step"] == [r.step for r in log]
+    of_the_last = np.array(found["runs"]["call"]["log"]["distance"][-1], dtype=float)  # null: not drawn
+    assert of_the_last == pytest.approx(np.array(log[-1].distance_by_class), nan_ok=True)
+    assert found["runs"]["ddpm"]["config"]["method"] == "ddpm" and found["runs"]["ddpm"]["step"] == 20
+
+
+def test_runs_of_different_data_are_not_set_side_by_side(runs, tmp_path, monkeypatch, capsys):
+    other = make_config(imbalance_ratio=20, method="call", profile="smoke", channels=8, steps=1)
+    list(training.train(other, tmp_path))
+    monkeypatch.setattr(sys, "argv", ["probe.py", str(runs["ddpm"]), str(tmp_path)])
+    with pytest.raises(SystemExit):
+        probe.main()
+    assert "the runs are of different data, ('digits', 50) and ('digits', 20)" in capsys.readouterr().err
