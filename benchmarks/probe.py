@@ -7,6 +7,8 @@ A run is a folder or a checkpoint. Measured are, by class,
 pruning   how much DDPM's loss rises when a tenth of it is pruned, for each way of pruning and set of images (chapter 6)
 loss      of DDPM, of theta, of theta^g, and of theta^g with one direction of the expert in each projection of the class
           embedding, which can hold no image (chapter 8); on training images
+attention by block of the up path: the largest singular values of q and k and the sizes of their biases; a key's bias
+          has no effect, so its gradient is zero, and what moves it is rounding
 distance  D between the two predictions at several timesteps, on training images; under `runs` that of the log
 """
 
@@ -22,6 +24,7 @@ from callkit.__main__ import checkpoint_of
 from callkit.capacity import merge
 from callkit.checkpoints import LOG, load_checkpoint, load_model, read_log
 from callkit.diffusion import NoiseSchedule
+from callkit.unet import Attention
 
 TIMESTEPS = [50, 150, 300, 450, 600, 750, 900]
 SCHEDULE = NoiseSchedule()
@@ -45,6 +48,16 @@ def pruned(model: torch.nn.Module, images: data.ImageSet, draws: int, rate: floa
         correlation, p = scipy.stats.spearmanr(range(images.num_classes), s.change)
         found[how] = {"change": s.change.tolist(), "interval": s.change_ci.tolist(), "before": s.before.tolist()}
         found[how] |= {"correlation": float(correlation), "p": float(p)}
+    return found
+
+
+def attention(model: torch.nn.Module) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, block in model.up.named_modules(prefix="up"):
+        if isinstance(block, Attention):
+            parts = {part: getattr(block, part) for part in "qk"}
+            found[name] = {part: torch.linalg.svdvals(m.weight.flatten(1))[0].item() for part, m in parts.items()}
+            found[name] |= {f"{part} bias": m.bias.norm().item() for part, m in parts.items()}
     return found
 
 
@@ -91,6 +104,7 @@ def main() -> None:
         "class_names": real.train.class_names,
         "class_counts": real.train.counts.tolist(),
         "loss": losses,
+        "attention": {name: attention(networks[name]) for name in ("DDPM", "theta", "theta_g")},
         "timesteps": TIMESTEPS,
         "distance": probes.branch_distance(call, seen, SCHEDULE, TIMESTEPS).tolist(),
         "pruning": {s: pruned(ddpm, images, a.draws) for s, images in tqdm(sets.items(), desc="pruning", unit="set")},

@@ -54,11 +54,13 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        # With a dimension of heads: without one PyTorch stores the whole attention matrix.
-        q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))  # (B, 1, HW, C)
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        return x + self.proj(h)
+        # float32 also where the rest is bfloat16, in which the gradients of q and k go astray (Chapter 16)
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.norm(x.float())
+            # With a dimension of heads: without one PyTorch stores the whole attention matrix.
+            q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))  # (B, 1, HW, C)
+            h = self.proj(F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape))
+        return x + h.to(x.dtype)
 
 
 class ResBlock(nn.Module):

@@ -69,6 +69,10 @@ def test_a_look_into_two_runs(runs, tmp_path, monkeypatch, capsys):
     for by_how in found["pruning"].values():
         assert by_how.keys() == set(pruning.HOW) and -1 <= by_how["layer"]["correlation"] <= 1
         assert any(by_how["filter"]["change"])
+    plain, _ = checkpoints.load_model(runs["call"] / checkpoints.CHECKPOINT)
+    block, sizes = plain.up[0].attention, found["attention"]["theta"]["up.0.attention"]
+    assert sizes["q"] == pytest.approx(np.linalg.norm(block.q.weight.flatten(1).numpy(), 2), rel=1e-5)
+    assert sizes["k bias"] == pytest.approx(np.linalg.norm(block.k.bias.numpy()), rel=1e-5)
     log = checkpoints.read_log(runs["call"] / checkpoints.LOG)
     assert found["runs"]["call"]["log"]["step"] == [r.step for r in log]
     of_the_last = np.array(found["runs"]["call"]["log"]["distance"][-1], dtype=float)  # null: not drawn
