@@ -1,11 +1,10 @@
-"""What is measured of networks and is no score of a run: averages of weights, and a look into two runs."""
+"""A look into two runs: what is measured of networks and is no score."""
 
 import json
 import sys
 
 import numpy as np
 import pytest
-import torch
 
 from callkit import checkpoints, data, pruning, records, training
 from callkit.config import make_config
@@ -13,7 +12,6 @@ from callkit.diffusion import NoiseSchedule
 
 sys.path.append(str(records.REPOSITORY / "benchmarks"))
 
-import averaging
 import probe
 
 
@@ -24,31 +22,6 @@ def runs(tmp_path_factory):
         folders[method] = tmp_path_factory.mktemp(method)
         list(training.train(make_config(method=method, profile="smoke", channels=8, lr=0.01), folders[method]))
     return folders
-
-
-def test_the_three_networks_are_the_last_weights_the_average_of_factors_and_that_of_products(tmp_path, monkeypatch):
-    seen = []
-
-    def scores(model, real, per_class):
-        seen.append({k: v.clone() for k, v in model.state_dict().items()})
-        return {s: {"fid": float(len(seen))} for s in averaging.SPLITS}
-
-    monkeypatch.setattr(averaging.probes, "scores", scores)
-    monkeypatch.setattr(averaging, "WORDS", ("digits", 50, "call", "smoke"))
-    monkeypatch.setattr(averaging, "EVERY", 5)
-    rows = averaging.follow(0, [5, 10, 15, 20], 2, data.load_long_tailed("digits", 50), tmp_path)
-    last, factors, products = seen[::3], seen[1::3], seen[2::3]
-    theta = checkpoints.load_model(tmp_path / checkpoints.CHECKPOINT)[0].state_dict()
-    by_hand, names = last[0], [k for k, v in last[0].items() if v.is_floating_point()]
-    for step, weights in zip((5, 10, 15, 20), last, strict=True):
-        keep = min(0.9, (1 + step) / (10 + step)) ** 5
-        by_hand = {k: keep * by_hand[k] + (1 - keep) * weights[k] for k in names}
-    for k in names:
-        assert torch.equal(factors[-1][k], theta[k]), "what evaluation samples from"
-        assert torch.allclose(products[-1][k], by_hand[k], atol=1e-6)
-    assert any(not torch.allclose(last[-1][k], theta[k]) for k in names)
-    assert [row["step"] for row in rows] == [5, 10, 15, 20] and len(rows[0]["distance_by_class"]) == 10
-    assert [by["few"] for by in rows[1]["fid"].values()] == [4, 5, 6]
 
 
 def test_a_look_into_two_runs(runs, tmp_path, monkeypatch, capsys):
