@@ -24,7 +24,6 @@ from callkit.__main__ import checkpoint_of
 from callkit.capacity import merge
 from callkit.checkpoints import LOG, load_checkpoint, load_model, read_log
 from callkit.diffusion import NoiseSchedule
-from callkit.unet import Attention
 
 TIMESTEPS = [50, 150, 300, 450, 600, 750, 900]
 SCHEDULE = NoiseSchedule()
@@ -48,16 +47,6 @@ def pruned(model: torch.nn.Module, images: data.ImageSet, draws: int, rate: floa
         correlation, p = scipy.stats.spearmanr(range(images.num_classes), s.change)
         found[how] = {"change": s.change.tolist(), "interval": s.change_ci.tolist(), "before": s.before.tolist()}
         found[how] |= {"correlation": float(correlation), "p": float(p)}
-    return found
-
-
-def attention(model: torch.nn.Module) -> dict[str, dict[str, float]]:
-    found = {}
-    for name, block in model.up.named_modules(prefix="up"):
-        if isinstance(block, Attention):
-            parts = {part: getattr(block, part) for part in "qk"}
-            found[name] = {part: torch.linalg.svdvals(m.weight.flatten(1))[0].item() for part, m in parts.items()}
-            found[name] |= {f"{part} bias": m.bias.norm().item() for part, m in parts.items()}
     return found
 
 
@@ -104,7 +93,7 @@ def main() -> None:
         "class_names": real.train.class_names,
         "class_counts": real.train.counts.tolist(),
         "loss": losses,
-        "attention": {name: attention(networks[name]) for name in ("DDPM", "theta", "theta_g")},
+        "attention": {name: probes.attention_sizes(networks[name]) for name in ("DDPM", "theta", "theta_g")},
         "timesteps": TIMESTEPS,
         "distance": probes.branch_distance(call, seen, SCHEDULE, TIMESTEPS).tolist(),
         "pruning": {s: pruned(ddpm, images, a.draws) for s, images in tqdm(sets.items(), desc="pruning", unit="set")},

@@ -16,6 +16,7 @@ from callkit.allocation import class_weights
 from callkit.capacity import LowRank, expert_scale, expert_weights
 from callkit.diffusion import NoiseSchedule
 from callkit.objectives import mse
+from callkit.unet import Attention
 
 
 def signed_mass(counts, consistency: float = 1.0, diversity: float = 1.0) -> np.ndarray:
@@ -74,6 +75,20 @@ def dial(model: nn.Module, real: data.LongTailed, scales: list[float], per_class
 def _singular_values(expert: LowRank) -> Tensor:
     """Of BA, largest first, as many as its rank."""
     return torch.linalg.svdvals(expert.B @ expert.A)[: expert.B.shape[1]]
+
+
+@torch.no_grad()
+def attention_sizes(model: nn.Module) -> dict[str, dict[str, float]]:
+    """By attention block of a merged or plain network's up path: "q" and "k", the largest singular values of the
+    matrices that make queries and keys, and "q bias" and "k bias", the norms of their biases. The last is a canary: its
+    gradient is zero, and what moves it is rounding (Chapter 16)."""
+    found = {}
+    for name, block in model.up.named_modules(prefix="up"):
+        if isinstance(block, Attention):
+            parts = {"q": block.q, "k": block.k}
+            found[name] = {n: torch.linalg.svdvals(m.weight.flatten(1))[0].item() for n, m in parts.items()}
+            found[name] |= {f"{n} bias": m.bias.norm().item() for n, m in parts.items()}
+    return found
 
 
 class Spectrum(NamedTuple):

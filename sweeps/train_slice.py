@@ -65,9 +65,17 @@ def read_marks(run: Path) -> list[dict]:
 class Slice:
     """What is to be compared, how far it is, and the clock."""
 
-    def __init__(self, runs: dict[Path, config.TrainConfig], minutes: float, images: int, device: str, data_root: Path):
+    def __init__(
+        self,
+        runs: dict[Path, config.TrainConfig],
+        minutes: float,
+        images: int,
+        device: str,
+        data_root: Path,
+        compile: bool = False,
+    ):
         self.runs, self.minutes, self.images = runs, minutes, images
-        self.device, self.data_root = device, data_root
+        self.device, self.data_root, self.compile = device, data_root, compile
         self.began = time.monotonic()
         c = next(iter(runs.values()))
         if c.checkpoint_every % c.log_every:
@@ -131,7 +139,8 @@ class Slice:
         c, done = self.runs[run], checkpoints.steps_done(run)
         mark = min(done // self.every * self.every + self.every, c.steps)
         self.say(f"{c.method}: training, step {done:,} to {mark:,} of {c.steps:,}")
-        steps = training.train(c, run, self.device, (self.left() - self.load_seconds) / 60, self.data_root)
+        minutes = (self.left() - self.load_seconds) / 60
+        steps = training.train(c, run, self.device, minutes, self.data_root, self.compile)
         with closing(steps), closing(live.follow(steps, c, run)) as shown:
             for record in shown:
                 if record.step == mark:  # its checkpoint is written
@@ -270,6 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting, for all methods")
     p.add_argument("--images", type=int, default=2_000, help="generated at each mark, equally many of each class")
+    p.add_argument("--compile", action="store_true", help="torch.compile the networks, at each turn")
     p.add_argument("--root", type=Path, default=Path("runs"), help="where run folders are")
     p.add_argument("--data-root", type=Path, default=Path("data"))
     cli.add_device(p)
@@ -281,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
         words, overrides = (a.dataset, cli.chosen_ratio(a)), cli.settings(a.set)
         configs = [config.make_config(*words, m, a.profile, a.seed, **overrides) for m in dict.fromkeys(a.methods)]
         runs = {records.run_folder(c, a.root): c for c in configs}
-        work = Slice(runs, a.minutes, a.images, a.device, a.data_root)
+        work = Slice(runs, a.minutes, a.images, a.device, a.data_root, a.compile)
         work.describe_real()
         stopped = False
         try:

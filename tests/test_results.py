@@ -16,9 +16,11 @@ from callkit.training import EXPLODED
 
 RECORDS = records.load_records()
 AGAIN = records.load_records(records.REPOSITORY / "benchmarks" / "again")
+CIFAR = records.REPOSITORY / "benchmarks" / "cifar10"
+ON_CIFAR = records.load_records(CIFAR)
 DIVERGED = records.load_records(diverged=True)
-LARGEST_CLASS = {"digits": 174, "fashion-mnist": 6000}  # in the balanced set
-REFERENCE = {"digits": 1_797, "fashion-mnist": 10_000}  # images: the whole set, the test set
+LARGEST_CLASS = {"digits": 174, "fashion-mnist": 6000, "cifar10": 5000}  # in the balanced set
+REFERENCE = {"digits": 1_797, "fashion-mnist": 10_000, "cifar10": 50_000}  # images: the whole set, or a test set
 
 
 def name(record):
@@ -39,7 +41,7 @@ def test_three_seeds_of_each():
         assert {r["run"]["seed"] for r in found} >= {0, 1, 2}
 
 
-@pytest.mark.parametrize("record", RECORDS + AGAIN, ids=name)
+@pytest.mark.parametrize("record", RECORDS + AGAIN + ON_CIFAR, ids=name)
 def test_record_is_complete_and_says_where_it_comes_from(record):
     run = record["run"]
     assert record["schema_version"] == records.SCHEMA_VERSION
@@ -57,6 +59,39 @@ def test_record_is_complete_and_says_where_it_comes_from(record):
     for split in ("overall", "many", "medium", "few"):
         assert record["metrics"][split]["fid"] > 0 and 0 <= record["metrics"][split]["recall"] <= 1
     assert record["training"]["curve"]["step"][-1] == run["steps"]
+
+
+def test_the_first_look_at_cifar_is_of_one_set_of_runs():
+    """Records, samples, the look inside and the times of steps: all of the same three runs, on one GPU."""
+    found = records.load_records(CIFAR)
+    runs = {r["run"]["method"]: r for r in found}
+    assert len(found) == 4 and runs.keys() == {"ddpm", "oc", "oc-call"}
+    (device,) = {r["training"]["provenance"]["device"] for r in found}
+    tensors, samples = load_checkpoint(CIFAR / "samples.safetensors")
+    probe, steps = (json.loads((CIFAR / f"{name}.json").read_text()) for name in ("probe", "steps"))
+    for about in (*samples["runs"].values(), *probe["runs"].values()):
+        record = runs[about["config"]["method"]]
+        assert TrainConfig.from_dict(about["config"]).to_dict() == record["config"]
+        assert round(about["seconds"], 1) == record["training"]["seconds"]
+        assert about["provenance"] == record["training"]["provenance"]
+    assert {v.shape for v in tensors.values()} == {(10 * samples["per_class"], 3, 32, 32)}
+    assert probe["class_counts"] == found[0]["run"]["class_counts"] and steps["provenance"]["device"] == device
+
+
+def test_what_the_page_on_gpus_says_was_measured():
+    text = (records.REPOSITORY / "book" / "gpu.md").read_text().replace("\n", " ")
+    rows = {
+        (r["network"], r["method"], r["precision"], r["compiled"], r["busy"]): r
+        for r in json.loads((CIFAR / "steps.json").read_text())["rows"]
+    }
+    slow, fast = ("fp32", False, False), ("bf16", True, True)
+    ratios = []
+    for method in ("ddpm", "oc-call"):
+        eager, compiled = (rows["the paper's", method, *how] for how in (slow, fast))
+        ratios.append(compiled["milliseconds"] / eager["milliseconds"])
+    assert f"less than {max(ratios) + 0.005:.2f} of the time" in text
+    assert f"took {eager['peak_memory_bytes'] / 1e9:.1f} GB at most in float32, and " in text
+    assert f"and {compiled['peak_memory_bytes'] / 1e9:.1f} GB in bfloat16 and compiled" in text
 
 
 SCHEMA = json.loads((records.results_folder() / "schema.json").read_text())

@@ -26,8 +26,8 @@ def folders(root: Path) -> dict[str, Path]:
     return {m: root / f"digits-ir50/{m}-smoke/seed0-channels=8" for m in ("ddpm", "oc-call")}
 
 
-def call(root: Path, minutes: str) -> None:
-    train_slice.main([*WORDS, *SMALL, "--methods", "ddpm", "oc-call", "--minutes", minutes, "--root", str(root)])
+def call(root: Path, minutes: str, *more: str) -> None:
+    train_slice.main([*WORDS, *SMALL, "--methods", "ddpm", "oc-call", "--minutes", minutes, "--root", str(root), *more])
 
 
 def test_methods_take_turns_and_are_measured_at_each_mark(tmp_path, capsys):
@@ -87,6 +87,20 @@ def test_an_evaluation_that_takes_too_long_is_broken_off(tmp_path, capsys, monke
 def test_without_time_nothing_is_trained(tmp_path, capsys):
     call(tmp_path, "0")
     assert not list(tmp_path.rglob(checkpoints.CHECKPOINT)) and "ddpm: 0 of 20 steps" in capsys.readouterr().out
+
+
+def test_compile_is_for_each_turn(tmp_path, monkeypatch):
+    seen, original = [], training.train
+
+    def train(config, run, device, minutes, data_root, compile):
+        seen.append(compile)
+        return original(config, run, device, minutes, data_root)
+
+    monkeypatch.setattr(train_slice.training, "train", train)
+    monkeypatch.setattr(train_slice.Slice, "evaluate", lambda *_: None)
+    monkeypatch.setattr(train_slice.Slice, "lacking", lambda *_: [])
+    call(tmp_path, "5", "--compile")
+    assert seen == [True] * 4  # two methods, two marks
 
 
 def test_a_method_that_diverges_leaves_the_others_going(tmp_path, capsys, monkeypatch):

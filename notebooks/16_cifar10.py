@@ -1,0 +1,404 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (ch-cifar)=
+# # 16 · A first look at CIFAR-10
+#
+# **Objective.** Leave the 8 × 8 images: train DDPM, OC, and OC with CALL on CIFAR-10 for some minutes of a GPU, see when and how
+# far the two predictions part; then find out why CALL fell behind before they did. **Prerequisites.**
+# {doc}`03_unet_and_ddim`, {doc}`07_a_floor_for_the_loss`, {doc}`11_ablations`. **Time.** 15 minutes to read, seconds to run.
+# **The one figure.** {numref}`fig-cifar-distance`.
+#
+# Everything here is computed from what that training left, in `benchmarks/cifar10`. It is kept apart from `results/`, and no
+# verdict of {doc}`15_report` counts it, for a reason that this chapter comes to.
+
+# %% tags=["parameters"]
+dataset = "cifar10"
+imbalance_ratio = 100
+profile = "gpu"
+
+# %% tags=["remove-output"]
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from callkit import data, notebook, probes, records, viz
+from callkit.allocation import class_weights
+from callkit.checkpoints import build_model, load_checkpoint, load_model
+from callkit.config import PROFILES, TITLES, TrainConfig, make_config
+from callkit.unet import Attention
+
+words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
+notebook.check(**words)
+viz.style()
+folder = records.REPOSITORY / "benchmarks" / "cifar10"
+budget = {"steps": 4_000, "channels": 64, "precision": "bf16"}
+for method in ("ddpm", "oc", "oc-call"):
+    notebook.need_record(folder, **words, method=method, overrides=budget)
+(study,) = records.studies(records.load_records(folder, **words))
+(ddpm,), (oc,), (theta,) = (study.select(m) for m in ("ddpm", "oc", "oc-call"))
+(theta_g,) = study.select("oc-call", weights="theta_g")
+probe = records.benchmark("cifar10/probe")
+names, counts = probe["class_names"], np.array(probe["class_counts"])
+splits = data.splits(counts)
+
+# %% [markdown]
+# ## What was run
+#
+# One seed, the paper's network at half its width, and beside the paper's recipe a beginning and no more:
+
+
+# %%
+def size(channels):
+    config = make_config(dataset, imbalance_ratio, "ddpm", channels=channels)
+    model = build_model(config, 3, len(counts))
+    return sum(p.numel() for p in model.parameters())
+
+
+steps = {"here": ddpm["run"]["steps"], "the paper": PROFILES["paper"]["steps"]}
+pd.DataFrame(
+    {
+        "network, million parameters": [
+            f"{size(c) / 1e6:.1f}" for c in (budget["channels"], 128)
+        ],
+        "steps of 64 images": [f"{n:,}" for n in steps.values()],
+        "times that each image is seen": [
+            f"{64 * n / counts.sum():,.0f}" for n in steps.values()
+        ],
+        "matrix products in": ["bfloat16", "not stated"],
+        "images drawn for the scores": [
+            f"{ddpm['evaluation']['generated_images']:,}",
+            "50,000",
+        ],
+        "extractor": [ddpm["evaluation"]["extractor"], "inception"],
+        "device": [ddpm["training"]["provenance"]["device"], "A100"],
+    },
+    index=list(steps),
+).T
+
+# %% [markdown]
+# The three trained at the same time on one GPU, with `--compile`, for about six minutes. Equal are their *steps*, their
+# images, timesteps and noise.
+#
+# ## The predictions part, and go where theory says
+#
+# For three thousand steps nothing seems to happen. Then, within some hundred, $D$ rises by four orders of magnitude, on the
+# rare classes alone:
+
+# %% mystnb={"figure": {"caption": "CIFAR-10, IR 100: distance D between the two predictions by class, a point per 100 training steps. The triangles are not fitted. They mark the rest points b ln(ω_Div / ω_Con) of {eq}`eq-lambda-rest`, which follow from the training counts and the bound.", "name": "fig-cifar-distance"}, "image": {"alt": "Ten lines near 2e-5 until step 3,200. Those of the five rarest classes then rise to between 0.05 and 0.4 within 500 steps and end at or just below triangles in the same order. The other five stay where they were.", "classes": "dark-light"}}
+con, div = class_weights(counts)
+config = TrainConfig.from_dict(probe["runs"]["call"]["config"])
+rest = config.bound * (div / con).log().numpy()
+log = probe["runs"]["call"]["log"]
+viz.rest_points(log["step"], log["distance"], rest, names, splits)
+# %% [markdown]
+# The triangles come from an argument about a model with two numbers ({doc}`11_ablations`): a class comes to rest where the slope
+# of the allocation loss in $D$ vanishes. It knows nothing of images or networks. The last point of each line beside it:
+
+# %%
+pd.DataFrame(
+    {
+        "training images": counts,
+        "D at the end": np.array(log["distance"][-1]),
+        "rest point": np.maximum(rest, 0),
+    },
+    index=names,
+).map("{:.3g}".format)
+
+# %% [markdown]
+# The order is right to the last class, and so is which classes part at all: the sign of $\omega_\text{Div} - \omega_\text{Con}$
+# decides, and it changes between the fifth and the sixth. What the loss fixes is *how far* the predictions are apart on each
+# class, and it takes that from the class counts. Nothing in it asks that the difference be of use.
+#
+# ## What they draw
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "After 4,000 steps: three images of each class, drawn from the same noise by DDPM, OC, and OC with CALL, with its expert (θ) and without (θᵍ). The classes have 5,000 training images at the left and 50 at the right. DDIM in 50 steps, no guidance.", "name": "fig-cifar-samples"}, "image": {"alt": "Four blocks of ten columns of small colour images. DDPM and OC draw nearly the same blurred beginnings of pictures. Those of CALL are grainier, and in the five rarest classes tinted blue or red. Without the expert the five common columns look as with it, and the five rarest are purple noise.", "classes": "dark-light"}}
+drawn, _ = load_checkpoint(folder / "samples.safetensors")
+shown = {
+    "DDPM": "ddpm, theta",
+    "OC": "oc, theta",
+    "OC + CALL, θ": "oc-call, theta",
+    "OC + CALL, θᵍ": "oc-call, theta_g",
+}
+viz.class_columns(
+    {
+        title: drawn[key].unflatten(0, (len(names), -1))[:, :3].flatten(0, 1)
+        for title, key in shown.items()
+    },
+    names,
+    splits,
+)
+# %% [markdown]
+# Nobody would hang these on a wall: it is a seventy-fifth of the paper's training. But two things need no more of it.
+# *Capacity was allocated*: without its expert the network draws the common classes as before, and noise for the rare ones.
+# And *something is wrong with CALL*: with its expert, too, the images are grainier than OC's, those of common classes included.
+# The scores agree (FIDs at this stage, with this extractor, mean something beside one another and nothing else):
+
+# %%
+rows = {
+    TITLES["ddpm"]: ddpm,
+    TITLES["oc"]: oc,
+    f"{TITLES['oc-call']}, θ": theta,
+    f"{TITLES['oc-call']}, θᵍ": theta_g,
+}
+pd.DataFrame(
+    {
+        name: {
+            f"FID, {s.capitalize()}": r["metrics"][s]["fid"]
+            for s in ("many", "medium", "few", "overall")
+        }
+        for name, r in rows.items()
+    }
+).T.map("{:,.0f}".format)
+
+# %% [markdown]
+# ## Something goes wrong before they part
+#
+# If parting were the reason, the trouble would begin with it. Here is the base loss of OC with CALL over that of OC, on the
+# same batches; and as a control the same ratio on Fashion-MNIST at 8 × 8 in float32 ({doc}`12_does_the_gain_last`):
+
+# %% mystnb={"figure": {"caption": "Base loss with CALL over that without, during training; a line per seed. The dashed lines are where D on Few passes 0.01, the first run of each.", "name": "fig-cifar-behind"}, "image": {"alt": "Two panels over training steps. On Fashion-MNIST five lines within half a percent of 1. On CIFAR-10 one line that leaves 1 at about step 1,500, climbs to 1.05 before the dashed line at 3,600 and comes back to 1.03.", "classes": "dark-light"}}
+fashion = {
+    m: {
+        r["run"]["seed"]: r["training"]["curve"]
+        for r in records.load_records(
+            dataset="fashion-mnist",
+            method=m,
+            weights="theta",
+            guidance_scale=1,
+            overrides={"steps": 10_000, "image_size": 8},
+        )
+    }
+    for m in ("oc", "oc-call")
+}
+pairs = {
+    "CIFAR-10, bfloat16": [(theta["training"]["curve"], oc["training"]["curve"])],
+    "Fashion-MNIST, float32": [
+        (curve, fashion["oc"][seed]) for seed, curve in fashion["oc-call"].items()
+    ],
+}
+figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
+plt.close(figure)
+for axes, (title, curves) in zip(panels, pairs.items(), strict=True):
+    for ours, theirs in curves:
+        ratio = np.array(ours["base_loss"]) / theirs["base_loss"]
+        axes.plot(ours["step"], ratio, color=viz.BLUE, linewidth=1)
+    first = curves[0][0]
+    parted = next(
+        t
+        for t, d in zip(first["step"], first["distance_few"], strict=True)
+        if d and d > 0.01
+    )
+    axes.axvline(parted, color=viz.INK, linestyle="--", linewidth=1)
+    axes.set(title=title, xlabel="training step")
+panels[0].set_ylabel("base loss, CALL / without")
+figure
+# %% [markdown]
+# On Fashion-MNIST CALL costs the base loss nothing that one could see, before or after. On CIFAR-10 it falls behind by several percent
+# before the predictions part. That is no allocation. What do the weights say? Here are, for each block of attention in the up path, the largest
+# singular value of the matrices that make queries and keys, and the sizes of their biases; and the same of the two digits networks
+# of {doc}`04_general_and_expert`:
+
+
+# %%
+blocks = {
+    f"CIFAR-10, {title}": probe["attention"][name]
+    for title, name in (("DDPM", "DDPM"), ("OC + CALL", "theta"))
+}
+for method in ("ddpm", "call"):
+    released = notebook.released("digits", 50, method, "cpu", 0)
+    blocks[f"digits, {TITLES[method]}"] = probes.attention_sizes(
+        load_model(released)[0]
+    )
+pd.DataFrame(
+    {
+        (title, block.removesuffix(".attention")): of
+        for title, found in blocks.items()
+        for block, of in found.items()
+    }
+).T.map("{:.3f}".format)
+
+# %% [markdown]
+# With CALL two of the three blocks on CIFAR-10 have gone astray: scores of attention are products $q^\top k$, and both factors are an order of
+# magnitude larger than DDPM's in one direction.
+#
+# ## A canary: the bias of the keys
+#
+# One column is odd in *every* row, DDPM's too. A query $q_i$ meets the keys $k_j = W_k h_j + b_k$, and the softmax over $j$ of
+#
+# ```{math}
+# :label: eq-key-bias
+# q_i^\top k_j = q_i^\top W_k h_j + q_i^\top b_k
+# ```
+#
+# does not see $q_i^\top b_k$, which is the same for all $j$. So $b_k$ has no effect on anything, and **its gradient is exactly
+# zero**. It starts at zero and ought to stay there. On digits, trained in float32, it does, to two decimals. On CIFAR-10 it did not. What
+# moves a parameter whose gradient is zero is rounding, and Adam, which divides a gradient by its own size, makes full steps of it.
+#
+# Here is the error by itself: one attention block, forward and backward, in float32 and with its products in bfloat16.
+
+
+# %%
+def attend(block, x):
+    """callkit's attention without its precaution."""
+    h = block.norm(x)
+    q, k, v = (
+        f(h).flatten(2).transpose(1, 2).unsqueeze(1)
+        for f in (block.q, block.k, block.v)
+    )
+    h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+    return x + block.proj(h)
+
+
+def key_over_query(function, half):
+    """Size of the gradient of the keys' bias over that of the queries'."""
+    torch.manual_seed(0)
+    block, shape = Attention(128), (8, 128, 16, 16)
+    x = torch.randn(shape) + 2 * torch.randn(*shape[:2], 1, 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        out = function(block, x)
+    (out.float() * torch.randn(shape)).sum().backward()
+    return (block.k.bias.grad.norm() / block.q.bias.grad.norm()).item()
+
+
+for name, function, half in (
+    ("float32", attend, False),
+    ("bfloat16", attend, True),
+    ("bfloat16, as callkit does it now", Attention.__call__, True),
+):
+    print(f"{name:34} {key_over_query(function, half):.0e}")
+
+# %% [markdown]
+# A gradient that is wrong by a few thousandths sounds harmless. But the error need not average out: {cite:t}`qiu2025lowprecision` trace failures of low-precision training to just this place, the backward pass of
+# attention, whose errors point in one direction and add up to weights of growing norm. CALL has twice the handles here:
+# $W^g$ and $BA$, both for queries and for keys, and a product of two factors grows the faster the larger they are.
+#
+# ```{admonition} What we know, and what we take it to be
+# :class: note
+# *Known*: the zero gradient that is not zero, and its size; the drift of $b_k$ in all three runs; the blown-up norms with CALL alone; the lag of
+# the base loss before parting; and that none of it is there in float32 on smaller images. *Not shown*: that one causes the other. That takes the same
+# run again with the precaution, or in float32, and we have not had the GPU for it.
+# ```
+#
+# The precaution is in callkit now: with `precision=bf16` attention is computed in float32, as the output convolution was before. It is a small part
+# of the network's work. Records made before say so by their commit; that is why the four of this chapter decide nothing about CALL.
+#
+# ## Figure 1(a), on CIFAR-10
+#
+# DDPM's run is sound, so it can be pruned. The three ways of {doc}`06_who_gets_the_capacity`:
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Change of DDPM's loss by class when a tenth of the network is pruned (times 1000), with 95 % intervals over images. CIFAR-10 at IR 100, 4,000 steps. The classes are in the order of their training images; columns share an axis.", "name": "fig-cifar-pruning"}, "image": {"alt": "Six bar charts: three ways of pruning, each on training images and on the balanced set, one bar a class.", "classes": "dark-light"}}
+viz.class_changes(
+    {
+        images: {
+            how: (1e3 * np.array(of["change"]), 1e3 * np.array(of["interval"]))
+            for how, of in by_how.items()
+        }
+        for images, by_how in probe["pruning"].items()
+    },
+    "Δ loss × 1000",
+    splits,
+)
+# %%
+pd.DataFrame(
+    {
+        images: {
+            how: f"{of['correlation']:+.2f} (p = {of['p']:.2g})"
+            for how, of in by_how.items()
+        }
+        for images, by_how in probe["pruning"].items()
+    }
+)
+
+# %% [markdown]
+# The numbers are rank correlations of a class's rarity with the rise of its loss; the paper's figure has +1 or near it.
+# PRUNING_TEXT
+#
+# ## What a step takes
+#
+# Measured on that machine, batches of 64 images of 32 × 32. *At most* stands where other work was going on beside it:
+
+# %%
+measured = records.benchmark("cifar10/steps")
+pd.DataFrame(
+    {
+        "network": row["network"],
+        "method": TITLES[row["method"]],
+        "precision": row["precision"],
+        "compiled": "yes" if row["compiled"] else "no",
+        "ms": ("at most " if row["busy"] else "") + f"{row['milliseconds']:.0f}",
+        "peak memory, GB": f"{row['peak_memory_bytes'] / 1e9:.1f}",
+    }
+    for row in measured["rows"]
+).sort_values(["network", "compiled", "method"], ascending=[False, True, True])
+
+# %% [markdown]
+# Without `--compile` the network at half its width takes as long as the whole one, though it multiplies a quarter as much: this GPU was waiting for
+# its kernels to be launched. Compiled, a step of the paper's network with CALL takes less than a third of the time, and its 300,000 steps hours in
+# place of half a day. Compiling itself took one and a half to two and a half minutes with the processor busy.
+#
+# ```{admonition} Pitfalls
+# :class: warning
+# * A run in lower precision that does not diverge may still be wrong. Watch something whose value you know: a gradient that must be zero, a
+#   loss that two methods must share.
+# * Compare the base losses of two methods *before* the difference sets in that you want to measure.
+# * One seed, a few thousand steps: nothing here says whether CALL helps on CIFAR-10.
+# ```
+#
+# ## Exercises
+#
+# ```{exercise}
+# :label: ex-which-part
+# At imbalance ratio 2, which classes of CIFAR-10 would part, and how far? And with a hundred classes at ratio 100?
+# ```
+#
+# ```{solution-start} ex-which-part
+# :class: dropdown
+# ```
+
+# %%
+for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
+    con_, div_ = class_weights(data.long_tailed_counts(largest, classes, ir))
+    rest_ = config.bound * (div_ / con_).log()
+    print(
+        f"IR {ir}, {classes} classes: {int((rest_ > 0).sum())} part, the rarest rests at {rest_[-1]:.3f}"
+    )
+
+# %% [markdown]
+# Nearly as large a share of the classes, but at IR 2 hardly apart: the distance grows with the logarithm of the ratio,
+# $D^* = b \ln (\omega_\text{Div} / \omega_\text{Con})$, and $\omega_\text{Div} / \omega_\text{Con}$ goes with $1 / N_c^2$.
+#
+# ```{solution-end}
+# ```
+#
+# ```{exercise}
+# :label: ex-value-bias
+# Which other bias of the block could be left out without changing what the network can compute? Is its gradient zero?
+# ```
+#
+# ```{solution-start} ex-value-bias
+# :class: dropdown
+# ```
+#
+# That of the values: the weights of attention sum to 1, so $b_v$ adds $W_\text{proj} b_v$ to every pixel, which the bias of the projection can do as well.
+# But it *does* something, so its gradient is not zero, and it is no canary. The queries' bias is neither: $b_q^\top k_j$ differs from key to key.
+#
+# ```{solution-end}
+# ```
+#
+# **Take-away.** On CIFAR-10, too, the loss moves each class to the distance that its count prescribes. Whether that helps is open: the first
+# run fell to its arithmetic, and was found out because a gradient that must be zero was not.
+# **Next.** {doc}`../book/sweeps`: the paper's grids.
