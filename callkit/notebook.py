@@ -58,6 +58,15 @@ def need_record(folder: str | Path | None = None, diverged: bool = False, **word
         )
 
 
+def study(dataset: str, imbalance_ratio: float | None, profile: str) -> tuple[records.Study, list[records.Study]]:
+    """The study of these words, and all that results/ has; FileNotFoundError if it lacks DDPM or CALL."""
+    words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
+    for method in ("ddpm", "call"):
+        need_record(**words, method=method, overrides={})
+    everything = records.studies(records.load_records(), records.load_records(diverged=True))
+    return records.find_study(everything, **words), everything
+
+
 def _train(run: TrainConfig) -> str:
     """The command that trains it."""
     words = run.words() | {"imbalance_ratio": records.ratio_word(run.imbalance_ratio)}

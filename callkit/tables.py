@@ -151,7 +151,7 @@ def gains(found: list[Study]) -> dict[str, dict[str, Paired]]:
     return made
 
 
-def gain_rows(found: list[Study]) -> list[dict]:
+def gain_rows(ratios: dict[str, dict[str, Paired]]) -> list[dict]:
     """`gains` in words, with the verdict on "CALL is better"."""
     return [
         {
@@ -162,13 +162,13 @@ def gain_rows(found: list[Study]) -> list[dict]:
             "CALL / base overall": ratio["overall"].words(),
             "overall": claims.RULING[claims.verdict(ratio["overall"], "lower")],
         }
-        for name, ratio in gains(found).items()
+        for name, ratio in ratios.items()
     ]
 
 
-def gain_figure(found: list[Study]) -> Figure:
+def gain_figure(ratios: dict[str, dict[str, Paired]]) -> Figure:
     """`gains` on Few."""
-    rows = [(f"{name} (n = {len(of['few'].seeds)})", of["few"]) for name, of in gains(found).items()]
+    rows = [(f"{name} (n = {len(of['few'].seeds)})", of["few"]) for name, of in ratios.items()]
     return viz.forest([(name, ratio, "lower", claims.verdict(ratio, "lower")) for name, ratio in rows])
 
 
@@ -267,9 +267,9 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
             if found := rows(study):
                 table(f"{study.name}-{name}", found)
     drawn = {study.name: figures(study) for study in studies}
-    if rows := gain_rows(studies):
-        table("gains", rows)
-        drawn["all"] = {"gains": gain_figure(studies)}
+    if found := gains(studies):
+        table("gains", gain_rows(found))
+        drawn["all"] = {"gains": gain_figure(found)}
     for name, family in records.by_steps(studies).items():
         if len(family) > 1:  # one of them may have the family's name
             drawn[name] = drawn.get(name, {}) | steps_figures(family)

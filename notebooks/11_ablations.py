@@ -40,11 +40,8 @@ from callkit.statistics import mean_interval, paired, sign_flip_p
 
 words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
 notebook.check(**words)
-for method in ("ddpm", "call"):
-    notebook.need_record(**words, method=method, overrides={})
 viz.style()
-everything = records.studies(records.load_records())
-study = records.find_study(everything, **words)
+study, everything = notebook.study(**words)
 splits = tables.splits(study)
 everywhere = (*splits, "overall")
 

@@ -38,11 +38,8 @@ from callkit.statistics import mean_interval, paired
 
 words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
 notebook.check(**words)
-for method in ("ddpm", "call"):
-    notebook.need_record(**words, method=method, overrides={})
 viz.style()
-everything = records.studies(records.load_records())
-study = records.find_study(everything, **words)
+study, everything = notebook.study(**words)
 
 # %% [markdown]
 # ## Wherever it was tried
@@ -53,13 +50,14 @@ study = records.find_study(everything, **words)
 
 
 # %% mystnb={"figure": {"caption": "FID on Few of CALL over that of its base loss alone with the same seed: the mean and its 95 % interval over n seeds. Where no base loss is named it is DDPM's. Left of the dotted line CALL is better. The colour is the verdict of {doc}`15_report` on “lower”.", "name": "fig-gain"}, "image": {"alt": "A row per comparison with its interval about the line of no difference. Wholly to its left lie digits after 6,000 steps, and Fashion-MNIST on OC without guidance and at 1.5. On CBDM and OC at 1 and 1.5 the means of digits lie to the left. All rows at 2.5, digits after 12,000 steps or guided, and Fashion-MNIST on DDPM lie about the line or to the right.", "classes": "dark-light"}}
-tables.gain_figure(everything)
+gains = tables.gains(everything)
+tables.gain_figure(gains)
 # %% [markdown]
 # The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes 1, a
 # *direction* if it does not but each seed has the same sign.
 
 # %% tags=["remove-input", "prose-table"]
-Markdown(records.markdown(tables.gain_rows(everything)))
+Markdown(records.markdown(tables.gain_rows(gains)))
 
 # %% [markdown]
 # **The gain depends on where one looks.** On DDPM's loss it is in the first row, where it was found, and in no other: not with
