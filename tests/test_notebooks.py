@@ -168,6 +168,7 @@ NEEDS = {
     "10_metrics": NETWORK("ddpm"),
     "03_unet_and_ddim": NETWORK("ddpm"),
     "15_report": RECORD("ddpm"),
+    "16_cifar10": "runs/fashion-mnist-ir100/ddpm-gpu/seed0-steps=4000-channels=64-precision=bf16 --results",
 }
 
 
