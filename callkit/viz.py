@@ -186,20 +186,22 @@ def distance_curves(curves: list[dict], bound: float | None) -> Figure:
 
 
 def rest_points(steps, distance, rest, names: Sequence[str], splits: dict[str, list[int]]) -> Figure:
-    """D by class during training, (len(steps), C), on a log axis; a triangle at the right marks where a class should
-    come to rest, `rest` (C,), if that is above zero."""
-    figure, axes = _figure(figsize=(6.4, 3.6))
+    """D by class during training, (len(steps), C): all of it on a log axis, and the last quarter on a linear one, where
+    a triangle marks at which distance a class should come to rest, `rest` (C,), if that is above zero."""
+    figure, (whole, end) = _figure(1, 2, figsize=(7.2, 3.2))
     distance, last = np.asarray(distance, dtype=float), steps[-1]
     for split, classes in splits.items():
         for i, c in enumerate(classes):
-            color = SPLIT_COLORS[split]
-            axes.plot(steps, distance[:, c], color=color, linewidth=1, label=split.capitalize() if i == 0 else None)
+            for axes in (whole, end):
+                label = split.capitalize() if i == 0 else None
+                axes.plot(steps, distance[:, c], color=SPLIT_COLORS[split], linewidth=1, label=label)
             if rest[c] > 0:
                 at = 1.03 * last, rest[c]
-                axes.plot(*at, "<", color=color)
-                axes.annotate(names[c], at, (6, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set(xlabel="training step", ylabel="distance D", yscale="log", xlim=(0, 1.2 * last))
-    axes.legend()
+                end.plot(*at, "<", color=SPLIT_COLORS[split])
+                end.annotate(names[c], at, (6, 0), textcoords="offset points", va="center", fontsize=8)
+    whole.set(xlabel="training step", ylabel="distance D", yscale="log")
+    end.set(xlabel="training step", xlim=(0.75 * last, 1.12 * last))
+    whole.legend()
     return figure
 
 

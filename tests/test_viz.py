@@ -106,3 +106,15 @@ def test_figures_are_returned_not_left_open():
     assert plt.get_fignums() == before
     assert all(viz.png(f).startswith("data:image/png;base64,") for f in figures)
     assert figures[2].axes[0].get_yscale() == "log" and np.isclose(figures[2].axes[0].patches[1].get_height(), 40)
+
+
+def test_rest_points_are_marked_for_the_classes_that_part_and_no_others():
+    distance = np.tile([[1e-5, 0.05, 0.2, 0.4]], (4, 1))
+    splits = {"many": [0], "medium": [1], "few": [2, 3]}
+    figure = viz.rest_points([100, 200, 300, 400], distance, np.array([-1.0, 0.06, 0.2, 0.5]), "abcd", splits)
+    whole, end = figure.axes
+    lines, marks = ([line for line in end.lines if (line.get_marker() == "<") == m] for m in (False, True))
+    assert [line.get_ydata()[-1] for line in lines] == distance[-1].tolist() and len(whole.lines) == 4
+    assert [mark.get_ydata()[0] for mark in marks] == [0.06, 0.2, 0.5]
+    assert [text.get_text() for text in end.texts] == ["b", "c", "d"]
+    assert [t.get_text() for t in whole.get_legend().get_texts()] == ["Many", "Medium", "Few"]
