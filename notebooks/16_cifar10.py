@@ -15,13 +15,13 @@
 # (ch-cifar)=
 # # 16 · A first look at CIFAR-10
 #
-# **Objective.** Leave the 8 × 8 images: train DDPM, OC, and OC with CALL on CIFAR-10 for some minutes of a GPU, see when and how
-# far the two predictions part; then find out why CALL fell behind before they did. **Prerequisites.**
-# {doc}`03_unet_and_ddim`, {doc}`07_a_floor_for_the_loss`, {doc}`11_ablations`. **Time.** 15 minutes to read, seconds to run.
-# **The one figure.** {numref}`fig-cifar-distance`.
+# **Objective.** Leave the 8 × 8 images: train DDPM, OC, and OC with CALL on CIFAR-10 for some minutes of a GPU, see
+# when and how far the two predictions part; then find out why CALL fell behind before they did. **Prerequisites.**
+# {doc}`03_unet_and_ddim`, {doc}`07_a_floor_for_the_loss`, {doc}`11_ablations`. **Time.** 15 minutes to read, seconds to
+# run. **The one figure.** {numref}`fig-cifar-distance`.
 #
-# Everything here is computed from what that training left, in `benchmarks/cifar10`. It is kept apart from `results/`, and no
-# verdict of {doc}`15_report` counts it, for a reason that this chapter comes to.
+# Everything here is computed from what that training left, in `benchmarks/cifar10`. It is kept apart from `results/`,
+# and no verdict of {doc}`15_report` counts it, for a reason that this chapter comes to.
 
 # %% tags=["parameters"]
 dataset = "cifar10"
@@ -95,8 +95,8 @@ pd.DataFrame(
 #
 # ## The predictions part, and go where theory says
 #
-# For three thousand steps nothing seems to happen. Then, within some hundred, $D$ rises by four orders of magnitude, on the
-# rare classes alone:
+# For three thousand steps nothing seems to happen. Then, within some hundred, $D$ rises by four orders of magnitude, on
+# the rare classes alone:
 
 # %% mystnb={"figure": {"caption": "CIFAR-10, IR 100: distance D between the two predictions by class, a point per 100 training steps, and its last quarter on a linear axis. The triangles are not fitted. They mark the rest points b ln(ω_Div / ω_Con) of {eq}`eq-lambda-rest`, which follow from the training counts and the bound.", "name": "fig-cifar-distance"}, "image": {"alt": "Left, ten lines near 2e-5 until step 3,200; those of the five rarest classes then rise to between 0.05 and 0.4 within 500 steps, and the other five stay. Right, the five levels, each with a triangle at its height or a little above.", "classes": "dark-light"}}
 con, div = class_weights(counts)
@@ -105,23 +105,25 @@ rest = config.bound * (div / con).log().numpy()
 log = probe["runs"]["call"]["log"]
 viz.rest_points(log["step"], log["distance"], rest, names, splits)
 # %% [markdown]
-# The triangles come from an argument about a model with two numbers ({doc}`11_ablations`): a class comes to rest where the slope
-# of the allocation loss in $D$ vanishes. It knows nothing of images or networks. The last point of each line beside it:
+# The triangles come from an argument about a model with two numbers ({doc}`11_ablations`): a class comes to rest where
+# the slope of the allocation loss in $D$ vanishes. It knows nothing of images or networks. The last point of each line
+# beside it:
 
 # %%
 pd.DataFrame(
     {
-        "training images": counts,
-        "D at the end": np.array(log["distance"][-1]),
-        "rest point": np.maximum(rest, 0),
+        "training images": [f"{n:,}" for n in counts],
+        "D at the end": [f"{d:.2g}" for d in log["distance"][-1]],
+        "rest point": [f"{max(d, 0):.2g}" for d in rest],
     },
     index=names,
-).map("{:.3g}".format)
+)
 
 # %% [markdown]
-# The order is right to the last class, and so is which classes part at all: the sign of $\omega_\text{Div} - \omega_\text{Con}$
-# decides, and it changes between the fifth and the sixth. What the loss fixes is *how far* the predictions are apart on each
-# class, and it takes that from the class counts. Nothing in it asks that the difference be of use.
+# The order is right to the last class, and so is which classes part at all: the sign of
+# $\omega_\text{Div} - \omega_\text{Con}$ decides, and it changes between the fifth and the sixth. What the loss fixes
+# is *how far* the predictions are apart on each class, and it takes that from the class counts. Nothing in it asks that
+# the difference be of use.
 #
 # ## What they draw
 
@@ -143,9 +145,10 @@ viz.class_columns(
 )
 # %% [markdown]
 # Nobody would hang these on a wall: it is a seventy-fifth of the paper's training. But two things need no more of it.
-# *Capacity was allocated*: without its expert the network draws the common classes as before, and noise for the rare ones.
-# And *something is wrong with CALL*: with its expert, too, the images are grainier than OC's, those of common classes included.
-# The scores agree (FIDs at this stage, with this extractor, mean something beside one another and nothing else):
+# *Capacity was allocated*: without its expert the network draws the common classes as before, and noise for the rare
+# ones. And *something is wrong with CALL*: with its expert, too, the images are grainier than OC's, those of common
+# classes included. The scores agree (FIDs at this stage, with this extractor, mean something beside one another and
+# nothing else):
 
 # %%
 rows = {
@@ -165,10 +168,34 @@ pd.DataFrame(
 ).T.map("{:,.0f}".format)
 
 # %% [markdown]
+# ## A switch, here too
+#
+# {doc}`08_inside_the_expert` found that on digits most of what the expert does is done by *one direction* in each
+# projection of the class embedding, which can hold no image. The same control on CIFAR-10, by the loss on training
+# images, for the classes that parted; "closed" is the share of the gap between $\theta^g$ and $\theta$ that it closes:
+
+# %%
+loss = {name: np.array(by_class) for name, by_class in probe["loss"].items()}
+one = loss["theta_g + rank-one embedding projections"]
+closed = (loss["theta_g"] - one) / (loss["theta_g"] - loss["theta"])
+frame = pd.DataFrame(
+    {
+        "θᵍ": loss["theta_g"],
+        "θᵍ and one direction": one,
+        "θ": loss["theta"],
+        "closed": closed,
+    },
+    index=names,
+)
+frame[rest > 0].map("{:.3f}".format)
+
+# %% [markdown]
+# Nine tenths or more of it, in each of the five classes.
+#
 # ## Something goes wrong before they part
 #
-# If parting were the reason, the trouble would begin with it. Here is the base loss of OC with CALL over that of OC, on the
-# same batches; and as a control the same ratio on Fashion-MNIST at 8 × 8 in float32 ({doc}`12_does_the_gain_last`):
+# If parting were the reason, the trouble would begin with it. Here is the base loss of OC with CALL over that of OC, on
+# the same batches; and as a control the same ratio on Fashion-MNIST at 8 × 8 in float32 ({doc}`12_does_the_gain_last`):
 
 # %% mystnb={"figure": {"caption": "Base loss with CALL over that without, during training; a line per seed. The dashed lines are where D on Few passes 0.01, the first run of each.", "name": "fig-cifar-behind"}, "image": {"alt": "Two panels over training steps. On Fashion-MNIST five lines within half a percent of 1. On CIFAR-10 one line that leaves 1 at about step 1,500, climbs to 1.05 before the dashed line at 3,600 and comes back to 1.03.", "classes": "dark-light"}}
 fashion = {
@@ -207,10 +234,10 @@ for axes, (title, curves) in zip(panels, pairs.items(), strict=True):
 panels[0].set_ylabel("base loss, CALL / without")
 figure
 # %% [markdown]
-# On Fashion-MNIST CALL costs the base loss half a percent at the most, and that when the predictions part. On CIFAR-10 it falls
-# behind by five percent before they do. That is no allocation. What do the weights say? Here are, for each block of attention in the up path, the largest
-# singular value of the matrices that make queries and keys, and the sizes of their biases; and the same of the two digits networks
-# of {doc}`04_general_and_expert`:
+# On Fashion-MNIST CALL costs the base loss half a percent at the most, and that when the predictions part. On CIFAR-10
+# it falls behind by five percent before they do. That is no allocation. What do the weights say? Here are, for each
+# block of attention in the up path, the largest singular value of the matrices that make queries and keys, and the
+# sizes of their biases; and the same of the two digits networks of {doc}`04_general_and_expert`:
 
 
 # %%
@@ -232,21 +259,23 @@ pd.DataFrame(
 ).T.map("{:.3f}".format)
 
 # %% [markdown]
-# With CALL two of the three blocks on CIFAR-10 have gone astray: scores of attention are products $q^\top k$, and both factors are an order of
-# magnitude larger than DDPM's in one direction.
+# With CALL two of the three blocks on CIFAR-10 have gone astray: scores of attention are products $q^\top k$, and both
+# factors are an order of magnitude larger than DDPM's in one direction.
 #
 # ## A canary: the bias of the keys
 #
-# One column is odd in *every* row, DDPM's too. A query $q_i$ meets the keys $k_j = W_k h_j + b_k$, and the softmax over $j$ of
+# One column is odd in *every* row of CIFAR-10, DDPM's too. A query $q_i$ meets the keys $k_j = W_k h_j + b_k$, and the
+# softmax over $j$ of
 #
 # ```{math}
 # :label: eq-key-bias
 # q_i^\top k_j = q_i^\top W_k h_j + q_i^\top b_k
 # ```
 #
-# does not see $q_i^\top b_k$, which is the same for all $j$. So $b_k$ has no effect on anything, and **its gradient is exactly
-# zero**. It starts at zero and ought to stay there. On digits, trained in float32, it does, to two decimals. On CIFAR-10 it did not. What
-# moves a parameter whose gradient is zero is rounding, and Adam, which divides a gradient by its own size, makes full steps of it.
+# does not see $q_i^\top b_k$, which is the same for all $j$. So $b_k$ has no effect on anything, and **its gradient is
+# exactly zero**. It starts at zero and ought to stay there. On digits, trained in float32, it does, to two decimals. On
+# CIFAR-10 it did not. What moves a parameter whose gradient is zero is rounding, and Adam, which divides a gradient by
+# its own size, makes full steps of it.
 #
 # Here is the error by itself: one attention block, forward and backward, in float32 and with its products in bfloat16.
 
@@ -282,19 +311,22 @@ for name, function, half in (
     print(f"{name:34} {key_over_query(function, half):.0e}")
 
 # %% [markdown]
-# A gradient that is wrong by a few thousandths sounds harmless. But the error need not average out: {cite:t}`qiu2025lowprecision` trace failures of low-precision training to just this place, the backward pass of
+# A gradient that is wrong by a few thousandths sounds harmless. But the error need not average out:
+# {cite:t}`qiu2026lowprecision` trace failures of low-precision training to just this place, the backward pass of
 # attention, whose errors point in one direction and add up to weights of growing norm. CALL has twice the handles here:
 # $W^g$ and $BA$, both for queries and for keys, and a product of two factors grows the faster the larger they are.
 #
 # ```{admonition} What we know, and what we take it to be
 # :class: note
-# *Known*: the zero gradient that is not zero, and its size; the drift of $b_k$ in all three runs; the blown-up norms with CALL alone; the lag of
-# the base loss before parting; and that none of it is there in float32 on smaller images. *Not shown*: that one causes the other. That takes the same
-# run again with the precaution, or in float32, and we have not had the GPU for it.
+# *Known*: the zero gradient that is not zero, and its size; the drift of $b_k$ in both networks; the blown-up norms
+# with CALL and not with DDPM; the lag of the base loss before parting; and that none of it is there in float32 on
+# smaller images. (The weights of OC were not kept.) *Not shown*: that one causes the other. That takes the same run
+# again with the precaution, or in float32, and more of a GPU's time than we had.
 # ```
 #
-# The precaution is in callkit now: with `precision=bf16` attention is computed in float32, as the output convolution was before. It is a small part
-# of the network's work. Records made before say so by their commit; that is why the four of this chapter decide nothing about CALL.
+# The precaution is in callkit now: with `precision=bf16` attention is computed in float32, as the output convolution
+# was before. It is a small part of the network's work. Records made before say so by their commit; that is why the four
+# of this chapter decide nothing about CALL.
 #
 # ## Figure 1(a), on CIFAR-10
 #
@@ -324,13 +356,15 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The numbers are rank correlations of a class's rarity with the rise of its loss, in which the paper's figure has a clear
-# trend. Here no one of the six can be told from zero. Pruning the smallest weights of the whole network has the paper's sign
-# on both sets of images, and the others come out either way; the bars differ by much less than their height.
+# The numbers are rank correlations of a class's rarity with the rise of its loss, in which the paper's figure has a
+# clear trend. Here no one of the six can be told from zero. Pruning the smallest weights of the whole network has the
+# paper's sign on both sets of images, and the others come out either way; the bars differ by much less than their
+# height.
 #
 # ## What a step takes
 #
-# Measured on that machine, with batches of 64 images of 32 × 32. Other work was going on beside it, so the times are upper limits:
+# Measured on that machine, with batches of 64 images of 32 × 32. Other work was going on beside it, so the times are
+# upper limits:
 
 # %%
 measured = records.benchmark("cifar10/steps")
@@ -347,14 +381,15 @@ pd.DataFrame(
 ).sort_values(["network", "compiled", "method"], ascending=[False, True, True])
 
 # %% [markdown]
-# Without `--compile` the network at half its width takes about as long as the whole one, though it multiplies a quarter as much: the GPU was waiting for
-# its kernels to be launched. Compiled and in bfloat16, a step of the paper's network with CALL took less than a third of the time, and its 300,000 steps would
-# take hours in place of half a day. Compiling took one and a half to two and a half minutes of the busy machine.
+# Without `--compile` the network at half its width takes about as long as the whole one, though it multiplies a quarter
+# as much: the GPU was waiting for its kernels to be launched. Compiled and in bfloat16, a step of the paper's network
+# with CALL took less than a third of the time, and its 300,000 steps would take hours in place of half a day. Compiling
+# took one and a half to two and a half minutes of the busy machine.
 #
 # ```{admonition} Pitfalls
 # :class: warning
-# * A run in lower precision that does not diverge may still be wrong. Watch something whose value you know: a gradient that must be zero, a
-#   loss that two methods must share.
+# * A run in lower precision that does not diverge may still be wrong. Watch something whose value you know: a gradient
+#   that must be zero, a loss that two methods must share.
 # * Compare the base losses of two methods *before* the difference sets in that you want to measure.
 # * One seed, a few thousand steps: nothing here says whether CALL helps on CIFAR-10.
 # ```
@@ -380,7 +415,8 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 
 # %% [markdown]
 # Half of the classes both times, but at IR 2 hardly apart: the distance grows with the logarithm of the ratio,
-# $D^* = b \ln (\omega_\text{Div} / \omega_\text{Con})$, and $\omega_\text{Div} / \omega_\text{Con}$ goes with $1 / N_c^2$.
+# $D^* = b \ln (\omega_\text{Div} / \omega_\text{Con})$, and $\omega_\text{Div} / \omega_\text{Con}$ goes with
+# $1 / N_c^2$.
 #
 # ```{solution-end}
 # ```
@@ -394,12 +430,13 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 # :class: dropdown
 # ```
 #
-# That of the values: the weights of attention sum to 1, so $b_v$ adds $W_\text{proj} b_v$ to every pixel, which the bias of the projection can do as well.
-# But it *does* something, so its gradient is not zero, and it is no canary. The queries' bias is neither: $b_q^\top k_j$ differs from key to key.
+# That of the values: the weights of attention sum to 1, so $b_v$ adds $W_\text{proj} b_v$ to every pixel, which the
+# bias of the projection can do as well. But it *does* something, so its gradient is not zero, and it is no canary. The
+# queries' bias is neither: $b_q^\top k_j$ differs from key to key.
 #
 # ```{solution-end}
 # ```
 #
-# **Take-away.** On CIFAR-10, too, the loss moves each class to the distance that its count prescribes. Whether that helps is open: the first
-# run fell to its arithmetic, and was found out because a gradient that must be zero was not.
+# **Take-away.** On CIFAR-10, too, the loss moves each class to the distance that its count prescribes. Whether that
+# helps is open: the first run fell to its arithmetic, and was found out because a gradient that must be zero was not.
 # **Next.** {doc}`../book/sweeps`: the paper's grids.
