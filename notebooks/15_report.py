@@ -48,7 +48,7 @@ words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
 notebook.check(**words)
 viz.style()
 study, everything = notebook.study(**words)
-studies = {s.name: s for s in records.ends(everything)}
+studies = {s.name: s for s in records.ends(everything) if s.select("ddpm")}
 
 # %% [markdown]
 # ## The rule
