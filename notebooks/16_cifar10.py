@@ -61,7 +61,7 @@ splits = data.splits(counts)
 # One seed, the paper's network at half its width, and beside the paper's recipe a beginning and no more:
 
 
-# %%
+# %% tags=["hide-input"]
 def size(channels):
     config = make_config(dataset, imbalance_ratio, "ddpm", channels=channels)
     model = build_model(config, 3, len(counts))
@@ -197,7 +197,7 @@ frame[rest > 0].map("{:.3f}".format)
 # If parting were the reason, the trouble would begin with it. Here is the base loss of OC with CALL over that of OC, on
 # the same batches; and as a control the same ratio on Fashion-MNIST at 8 × 8 in float32 ({doc}`12_does_the_gain_last`):
 
-# %% mystnb={"figure": {"caption": "Base loss with CALL over that without, during training; a line per seed. The dashed lines are where D on Few passes 0.01, the first run of each.", "name": "fig-cifar-behind"}, "image": {"alt": "Two panels over training steps. On Fashion-MNIST five lines within half a percent of 1. On CIFAR-10 one line that leaves 1 at about step 1,500, climbs to 1.05 before the dashed line at 3,600 and comes back to 1.03.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss with CALL over that without, during training; a line per seed. The dashed lines are where D on Few passes 0.01, the first run of each.", "name": "fig-cifar-behind"}, "image": {"alt": "Two panels over training steps. On Fashion-MNIST five lines within half a percent of 1. On CIFAR-10 one line that leaves 1 at about step 1,500, climbs to 1.05 before the dashed line at 3,600 and comes back to 1.03.", "classes": "dark-light"}}
 fashion = {
     m: {
         r["run"]["seed"]: r["training"]["curve"]
@@ -383,7 +383,7 @@ pd.DataFrame(
 # Measured on that machine, with batches of 64 images of 32 × 32. Other work was going on beside it, so the times are
 # upper limits:
 
-# %%
+# %% tags=["hide-input"]
 measured = records.benchmark("cifar10/steps")
 pd.DataFrame(
     {
@@ -454,6 +454,6 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 # ```{solution-end}
 # ```
 #
-# **Take-away.** On CIFAR-10, too, the loss moves each class to the distance that its count prescribes. Whether that
-# helps is open: the first run fell to its arithmetic, and was found out because a gradient that must be zero was not.
+# **Take-away.** On CIFAR-10, too, the loss moves each class to the distance that its count prescribes. Whether that helps
+# is open: in the first run attention went astray, and was found out because a gradient that must be zero was not.
 # **Next.** {doc}`../book/sweeps`: the paper's grids.
