@@ -229,9 +229,13 @@ def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
     for r in records:
         key = words(r), r["evaluation"]["extractor"], f"n{r['evaluation']['generated_images']}"
         found.setdefault(key, []).append(r)
-    bases = [base for base, *_ in found]
-    named = {key: key[0] if bases.count(key[0]) == 1 else "-".join(key) for key in found}
-    made = [Study(named[key], rows, [r for r in diverged if words(r) == key[0]]) for key, rows in found.items()]
+
+    def name(key) -> str:
+        """The words, and of the extractor and the number of images what not all with these words share."""
+        alike = zip(*(other for other in found if other[0] == key[0]), strict=True)
+        return "-".join([key[0], *(part for part, values in zip(key, alike, strict=True) if len(set(values)) > 1)])
+
+    made = [Study(name(key), rows, [r for r in diverged if words(r) == key[0]]) for key, rows in found.items()]
     return sorted(made, key=lambda study: -len(study.records))
 
 
