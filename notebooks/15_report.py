@@ -22,7 +22,8 @@
 # ```{admonition} What this report can and cannot say
 # :class: warning
 # The paper's experiments are on CIFAR, CelebA-HQ and ArtBench-10 with networks of 36 million parameters and more. **Ours
-# are on 8 × 8 images with networks of 0.4 million**; {doc}`16_cifar10`, a first look at CIFAR-10, decides nothing yet. A verdict below is about *our* records. "Not supported" means that
+# are on 8 × 8 images with networks of 0.4 million**; {doc}`16_cifar10`, a first look at CIFAR-10, decides nothing yet. A
+# verdict below is about *our* records. "Not supported" means that
 # the claim does not hold on them; it does not refute what the paper measured elsewhere.
 # ```
 #
@@ -548,9 +549,10 @@ Markdown(
 # A reproduction by others (`yluo5820/flow_matching`; CIFAR-100, IR 100, 60,000 steps, one seed, 10,000 images; their
 # numbers) has FID 24.65 for that code on DDPM against 36.25 for DDPM, and 27.00 on OC against 39.51: a gain far larger than
 # ours on digits. Yet it finds no specialisation: without the expert FID rises by 0.93 only (on OC), and the two predictions
-# are 200 times closer than in its run with the low-rank parts and no allocation loss. If both hold, the gain does not come from allocation. It is the first thing that we
-# would ask of runs on CIFAR. Our first look has an answer for the loss as we bound it, with OC and on CIFAR-10: the predictions part,
-# on the rare classes alone and by as much as their counts prescribe ({doc}`16_cifar10`). Whether the images are better for it is open.
+# are 200 times closer than in its run with the low-rank parts and no allocation loss. If both hold, the gain does not come
+# from allocation. It is the first thing that we would ask of runs on CIFAR. Our first look has an answer for the loss as we
+# bound it, with OC and on CIFAR-10: the predictions part, on the rare classes alone and by about as much as their counts
+# prescribe ({doc}`16_cifar10`). Whether the images are better for it is open.
 #
 # ## What would change these verdicts
 #
