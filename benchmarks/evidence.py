@@ -11,10 +11,10 @@ copies    scores by split of a machine that repeats the training images of each 
 import argparse
 from pathlib import Path
 
-import scipy.stats
+import probe
 import torch
 
-from callkit import data, metrics, probes, pruning, records
+from callkit import data, metrics, probes, records
 from callkit.capacity import merge
 from callkit.checkpoints import load_model
 from callkit.diffusion import NoiseSchedule
@@ -23,14 +23,11 @@ DDPM, CALL = (f"digits-ir50-{method}-cpu-seed0.safetensors" for method in ("ddpm
 SETS = ("training images", "balanced set")
 
 
-def pruned(images: data.ImageSet, how: str, draws: int, rate: float = 0.1) -> dict:
-    """{"correlation", "p"} for one way of pruning, measured on `images`."""
+def pruned(images: data.ImageSet, draws: int) -> dict[str, dict[str, float]]:
+    """{"correlation", "p"} by way of pruning, measured on `images`."""
     model, _ = load_model(records.results_folder() / DDPM)
-    networks = (model, pruning.prune(model, rate, how))
-    before, after = (pruning.losses(network, images, NoiseSchedule(), draws) for network in networks)
-    change = pruning.sensitivity(before, after, images.labels, images.num_classes).change
-    correlation, p = scipy.stats.spearmanr(range(images.num_classes), change)
-    return {"correlation": float(correlation), "p": float(p)}
+    found = probe.pruned(model, images, draws)
+    return {how: {k: of[k] for k in ("correlation", "p")} for how, of in found.items()}
 
 
 def repairs(real: data.LongTailed, per_class: int) -> dict[str, dict[str, float]]:
@@ -70,7 +67,7 @@ def main() -> None:
         "what": f"{DDPM} pruned; {CALL} repaired; training images copied",
         "draws": a.draws,
         "per_class": a.per_class,
-        "pruning": {s: {how: pruned(images, how, a.draws) for how in pruning.HOW} for s, images in sets.items()},
+        "pruning": {s: pruned(images, a.draws) for s, images in sets.items()},
         "repairs": repairs(real, a.per_class),
         "copies": copies(real),
         "provenance": records.provenance(torch.device("cpu")),

@@ -88,6 +88,17 @@ class AllocationLoss:
             return saturate(distance, self.bound * base_loss.detach())
         return saturate(distance, self.bound)
 
+    def rest_points(self) -> Tensor:
+        """D* of each class, (C,): where the loss has its minimum in D, as if nothing else acted on it.
+
+        b ln(diversity omega_Div / (consistency omega_Con)), or 0 where that is negative (Chapter 11). ValueError unless
+        the bound is exponential: the printed loss has no minimum.
+        """
+        if self.bound is None or self.bound_form != "exponential":
+            raise ValueError(f"rest points need an exponential bound; bound={self.bound}, {self.bound_form}")
+        push, pull = self.diversity * self.omega_div, self.consistency * self.omega_con
+        return (self.bound * (push / pull).log()).clamp(min=0)
+
     def subset(self, y: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Which samples to predict twice when all would cost too much: rows, int64 (size,), and their weights, (size,).
 

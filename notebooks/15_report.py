@@ -41,7 +41,7 @@ import numpy as np
 from IPython.display import Markdown, display
 
 from callkit import claims, notebook, records, tables, viz
-from callkit.allocation import class_weights
+from callkit.allocation import AllocationLoss
 from callkit.config import SAMPLING, TrainConfig, make_config
 from callkit.statistics import paired
 
@@ -388,10 +388,9 @@ def where(said):
 
 look = records.benchmark("cifar10/probe")
 config = TrainConfig.from_dict(look["runs"]["call"]["config"])
-con, div = class_weights(look["class_counts"])
-rest = config.bound * (div / con).log().numpy()
+rest = AllocationLoss(look["class_counts"], bound=config.bound).rest_points().numpy()
 parted = np.array(look["runs"]["call"]["log"]["distance"][-1])
-reached = (parted / rest)[rest > 0]
+reached = parted[rest > 0] / rest[rest > 0]
 queries = {
     name: max(block["q"] for block in look["attention"][name].values())
     for name in ("DDPM", "theta")

@@ -29,14 +29,13 @@ imbalance_ratio = 100
 profile = "gpu"
 
 # %% tags=["remove-output"]
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
 from callkit import data, notebook, probes, records, viz
-from callkit.allocation import class_weights
+from callkit.allocation import AllocationLoss
 from callkit.checkpoints import build_model, load_checkpoint, load_model
 from callkit.config import PROFILES, TITLES, TrainConfig, make_config
 from callkit.unet import Attention
@@ -99,9 +98,8 @@ pd.DataFrame(
 # the rare classes alone:
 
 # %% mystnb={"figure": {"caption": "CIFAR-10, IR 100: distance D between the two predictions by class, a point per 100 training steps, and its last quarter on a linear axis. The triangles are not fitted. They mark the rest points b ln(ω_Div / ω_Con) of {eq}`eq-lambda-rest`, which follow from the training counts and the bound.", "name": "fig-cifar-distance"}, "image": {"alt": "Left, ten lines near 2e-5 until step 3,200; those of the five rarest classes then rise to between 0.05 and 0.4 within 500 steps, and the other five stay. Right, the five levels, each with a triangle at its height or a little above.", "classes": "dark-light"}}
-con, div = class_weights(counts)
 config = TrainConfig.from_dict(probe["runs"]["call"]["config"])
-rest = config.bound * (div / con).log().numpy()
+rest = AllocationLoss(counts, bound=config.bound).rest_points().numpy()
 log = probe["runs"]["call"]["log"]
 viz.rest_points(log["step"], log["distance"], rest, names, splits)
 # %% [markdown]
@@ -114,7 +112,7 @@ pd.DataFrame(
     {
         "training images": [f"{n:,}" for n in counts],
         "D at the end": [f"{d:.2g}" for d in log["distance"][-1]],
-        "rest point": [f"{max(d, 0):.2g}" for d in rest],
+        "rest point": [f"{d:.2g}" for d in rest],
     },
     index=names,
 )
@@ -217,22 +215,7 @@ pairs = {
         (curve, fashion["oc"][seed]) for seed, curve in fashion["oc-call"].items()
     ],
 }
-figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True)
-plt.close(figure)
-for axes, (title, curves) in zip(panels, pairs.items(), strict=True):
-    for ours, theirs in curves:
-        ratio = np.array(ours["base_loss"]) / theirs["base_loss"]
-        axes.plot(ours["step"], ratio, color=viz.BLUE, linewidth=1)
-    first = curves[0][0]
-    parted = next(
-        t
-        for t, d in zip(first["step"], first["distance_few"], strict=True)
-        if d and d > 0.01
-    )
-    axes.axvline(parted, color=viz.INK, linestyle="--", linewidth=1)
-    axes.set(title=title, xlabel="training step")
-panels[0].set_ylabel("base loss, CALL / without")
-figure
+viz.base_loss_ratios(pairs)
 # %% [markdown]
 # On Fashion-MNIST CALL costs the base loss half a percent at the most, and that when the predictions part. On CIFAR-10
 # it falls behind by five percent before they do. That is no allocation. What do the weights say? Here are, for each
@@ -424,10 +407,10 @@ pd.DataFrame(
 
 # %%
 for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
-    con_, div_ = class_weights(data.long_tailed_counts(largest, classes, ir))
-    rest_ = config.bound * (div_ / con_).log()
+    would = data.long_tailed_counts(largest, classes, ir)
+    at = AllocationLoss(would, bound=config.bound).rest_points()
     print(
-        f"IR {ir}, {classes} classes: {int((rest_ > 0).sum())} part, the rarest rests at {rest_[-1]:.3f}"
+        f"IR {ir}, {classes} classes: {int((at > 0).sum())} part, the rarest rests at {at[-1]:.3f}"
     )
 
 # %% [markdown]

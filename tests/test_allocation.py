@@ -81,16 +81,24 @@ def test_saturation_keeps_the_printed_gradient_at_zero():
     assert saturate(torch.tensor(3.0), None) == 3
 
 
-def test_bounded_loss_has_its_minimum_where_the_derivation_says():
-    loss = AllocationLoss(COUNTS)
-    con, div = (w[-1].item() for w in class_weights(COUNTS))
-    at = loss.bound * math.log(div / con)
+@pytest.mark.parametrize("settings", [{}, dict(lam=0.3, bound=0.2), dict(consistency=2.0, diversity=0.5)])
+def test_the_rest_points_are_where_the_loss_has_its_minimum(settings):
+    loss, grid = AllocationLoss(COUNTS, **settings), torch.linspace(0, 2, 2001).tolist()
+    at = loss.rest_points()
+    assert at.shape == (10,) and at[0] == 0 < at[-1]
+    for c in range(10):
+        values = loss(*predictions(*grid), torch.full((2001,), c)).loss
+        assert grid[int(values.argmin())] == pytest.approx(at[c].item(), abs=2e-3), c
+
+
+def test_a_loss_without_a_minimum_has_no_rest_points():
     grid = torch.linspace(0, 2, 2001).tolist()
-    values = loss(*predictions(*grid), torch.full((2001,), 9)).loss
-    assert grid[int(values.argmin())] == pytest.approx(at, abs=2e-3)
     # the printed loss has none: it still falls at the end of the grid
     printed = AllocationLoss(COUNTS, **PRESETS["paper"])(*predictions(*grid), torch.full((2001,), 9)).loss
     assert int(printed.argmin()) == 2000
+    for settings in (PRESETS["paper"], dict(bound_form="cap"), dict(bound_form="relative")):
+        with pytest.raises(ValueError, match="rest points need an exponential bound"):
+            AllocationLoss(COUNTS, **settings).rest_points()
 
 
 def test_gradients_reach_both_predictions_and_pull_or_push():

@@ -125,7 +125,7 @@ def test_claims_about_networks_follow_their_measurements(monkeypatch, tmp_path):
 def test_a_measurement_can_be_made_again():
     evidence = json.loads((records.REPOSITORY / "benchmarks" / "evidence.json").read_text())
     real = data.load_long_tailed("digits", 50)
-    made = evidence_of.pruned(real.train, "layer", evidence["draws"])
+    made = evidence_of.pruned(real.train, evidence["draws"])["layer"]
     assert made["correlation"] == pytest.approx(
         evidence["pruning"]["training images"]["layer"]["correlation"], abs=0.05
     )

@@ -108,6 +108,15 @@ def test_figures_are_returned_not_left_open():
     assert figures[2].axes[0].get_yscale() == "log" and np.isclose(figures[2].axes[0].patches[1].get_height(), 40)
 
 
+def test_ratios_of_base_losses_and_the_step_of_parting():
+    without = {"step": [1, 2, 3], "base_loss": [1.0, 0.5, 0.2], "distance_few": [None, None, None]}
+    ours = {"step": [1, 2, 3], "base_loss": [1.0, 0.55, 0.3], "distance_few": [None, 0.02, 0.03]}
+    together = ours | {"distance_few": [None, 0.001, 0.002]}
+    left, right = viz.base_loss_ratios({"parts": [(ours, without)], "does not": [(together, without)] * 2}).axes
+    assert left.lines[0].get_ydata() == pytest.approx([1, 1.1, 1.5]) and left.lines[1].get_xdata() == [2, 2]
+    assert len(right.lines) == 2 and right.get_title() == "does not"
+
+
 def test_rest_points_are_marked_for_the_classes_that_part_and_no_others():
     distance = np.tile([[1e-5, 0.05, 0.2, 0.4]], (4, 1))
     splits = {"many": [0], "medium": [1], "few": [2, 3]}
