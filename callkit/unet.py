@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        # float32 also where the rest is bfloat16, in which the gradients of q and k go astray (Chapter 16)
+        # float32 also where the rest is bfloat16, whose rounding gives the keys' bias a gradient (Chapter 16)
         with torch.autocast(x.device.type, enabled=False):
             h = self.norm(x.float())
             # With a dimension of heads: without one PyTorch stores the whole attention matrix.

@@ -298,10 +298,10 @@ pd.DataFrame(table).T
 # \quad\Longrightarrow\quad D^* = b \ln \frac{\omega_\text{Div}}{\omega_\text{Con}} \quad\text{for every } \lambda > 0 .
 # ```
 #
-# $\lambda$ cancels. It decides *when* the two predictions part, the rate of leaving the saddle being that of
-# {doc}`07_a_floor_for_the_loss` with $\lambda \kappa$ for $\kappa$, and not *how far*. At $\lambda = 0$ the argument is silent: $BA$ is then a
-# part of the weights like any other, and nothing pushes the two predictions apart or holds them together. The records have
-# $D$ during training:
+# if $\omega_\text{Div} > \omega_\text{Con}$, and at $D^* = 0$ otherwise. $\lambda$ cancels. It decides *when* the two
+# predictions part, the rate of leaving the saddle being that of {doc}`07_a_floor_for_the_loss` with $\lambda \kappa$ for
+# $\kappa$, and not *how far*. At $\lambda = 0$ the argument is silent: $BA$ is then a part of the weights like any other, and
+# nothing pushes the two predictions apart or holds them together. The records have $D$ during training:
 
 
 # %% tags=["hide-input"]
@@ -428,8 +428,9 @@ pd.DataFrame(rows).T
 #   it.
 # * **The bound** has its own chapter, {doc}`07_a_floor_for_the_loss`, for without one there is nothing to ablate.
 # * **Numbers.** bfloat16 has its matrix products in 16 bits, which makes a training step faster
-#   ({doc}`04_general_and_expert`). It is no part of the method, and should make no difference. Its one run, over the default's
-#   of that seed, is nothing that one run could tell from chance:
+#   ({doc}`04_general_and_expert`). It is no part of the method, and should make no difference; on CIFAR-10 it may have made a
+#   large one ({doc}`16_cifar10`). Its one run on digits, from when attention was in bfloat16 as well, over the default's of
+#   that seed, is nothing that one run could tell from chance:
 
 # %%
 for half in everything:

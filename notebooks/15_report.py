@@ -433,12 +433,12 @@ surprises = {
         f"of the gap between θᵍ and θ, {measured['Table 4, Section 5.3']['in numbers']}",
         "08_inside_the_expert",
     ),
-    "A rule of two numbers, on CIFAR-10": (
+    "The rest points of a model of two numbers, on CIFAR-10": (
         f"{((parted > 0.01) == (rest > 0)).sum()} of {len(rest)} classes part or stay as it says, and D by class ends at "
         f"{reached.min():.2f} to {reached.max():.2f} of the rest point that follows from the counts",
         "16_cifar10",
     ),
-    "bfloat16 in attention": (
+    "Attention gone astray, in bfloat16": (
         f"on CIFAR-10 a matrix of queries grew to a singular value of {queries['theta']:.0f} with CALL, where DDPM's stayed at "
         f"{queries['DDPM']:.1f}; a bias moved whose gradient is zero",
         "16_cifar10",
