@@ -278,7 +278,7 @@ def test_the_readme_shows_what_the_records_say():
     assert 1.8 < copies[0] / copies[1] < 2.2, "copies twice as often"
     machine = records.benchmark("evidence")["copies"]["few"]["fid"]
     few, end = (records.mean_std(of.select("ddpm"), "metrics", "few", "fid")[0] for of in (digits, longer))
-    assert f"scores {machine:.1f} on Few, where DDPM has {few:.1f}. On the way down from there to {end:.1f}" in text
+    assert f"scores {machine:.1f} on Few, where DDPM has {few:.1f}. On the way down to {end:.1f}" in text
     share = [records.mean_std(of.select("ddpm"), "copies", "few", "nearest_is_train")[0] for of in (digits, longer)]
     assert [round(10 * s) for s in share] == [4, 7]
     diverged = [r for r in DIVERGED if r["config"]["bound"] is None and r["config"]["diversity"] == 1]
