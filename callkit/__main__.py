@@ -34,7 +34,7 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
         default="bounded",
         help=f"preset of the allocation loss: {', '.join(config.PRESETS)} (default: %(default)s)",
     )
-    p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting of TrainConfig")
+    p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting")
     p.add_argument(
         "--run",
         type=Path,
@@ -189,11 +189,14 @@ def add_sample(commands):
 
 
 def sample(a) -> None:
+    from PIL import Image
     from torchvision.utils import save_image
 
     from callkit import sampling
     from callkit.diffusion import NoiseSchedule
 
+    if a.out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out must end like a picture, as in samples.png; got {a.out}")
     records.check_writable(a.out.parent)
     checkpoint = checkpoint_of(a.run)
     model, c = a.load_model(checkpoint, a.weights, a.device)

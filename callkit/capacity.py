@@ -55,7 +55,8 @@ def reserve(module: nn.Module, rank: float = 0.1, where: str | Callable[[str, nn
     rank   share of min(d, k) given to the expert, in (0, 1]; the paper's is 1/10. At least rank 1.
     where  a name from `WHERE`, or a function (name, module) -> bool for modules other than our U-Net.
 
-    ValueError if the rank is out of range, the name unknown, nothing matches, or the module was decomposed before.
+    ValueError if the rank is out of range, the name unknown, nothing matches, a match has no weight or a parametrized
+    one, or the module was decomposed before.
     """
     if not 0 < rank <= 1:
         raise ValueError(f"rank must be in (0, 1], a share of min(d, k); got {rank}")
@@ -65,10 +66,15 @@ def reserve(module: nn.Module, rank: float = 0.1, where: str | Callable[[str, nn
         where = WHERE[where]
     if expert_weights(module):
         raise ValueError("this module has reserved capacity already")
-    chosen = [m for name, m in module.named_modules() if where(name, m)]
+    chosen = {name: m for name, m in module.named_modules() if where(name, m)}
     if not chosen:
         raise ValueError("`where` matches no module")
-    for m in chosen:
+    for name, m in chosen.items():
+        if parametrize.is_parametrized(m) or not isinstance(getattr(m, "weight", None), Tensor):
+            raise ValueError(
+                f"`where` matches {name or 'the whole module'}, which has no weight of its own to decompose"
+            )
+    for m in chosen.values():
         # unsafe: skips a trial run of the parametrization, which is shape-preserving by construction
         parametrize.register_parametrization(m, "weight", LowRank(m.weight.detach(), rank), unsafe=True)
     return module

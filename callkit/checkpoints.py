@@ -1,5 +1,6 @@
 """What a run folder holds: checkpoints, the log of step records, and a lock while somebody trains there."""
 
+import errno
 import json
 import os
 import socket
@@ -65,12 +66,13 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict, prev
 
 
 def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, metadata) of a file that `save_checkpoint` wrote. FileNotFoundError if there is none, ValueError if it
-    is damaged or not ours.
+    """(tensors, metadata) of a file that `save_checkpoint` wrote. FileNotFoundError if there is none, another OSError
+    if it cannot be opened, ValueError if it is damaged or not ours.
 
     With tensors=False only the header is read, and the first dictionary is empty.
     """
     try:
+        open(path, "rb").close()  # safetensors takes a file that it may not open for one that is not there
         with safe_open(path, framework="pt") as f:
             names = f.keys() if tensors else ()
             return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["callkit"])
@@ -186,18 +188,22 @@ def log_line(record: StepRecord) -> str:
 def locked(run: Path) -> Iterator[None]:
     """Within the block this process alone trains in `run`. TrainingError, naming the other, if one does already.
 
-    The lock goes with the process, also when that is killed. The folder is made; OSError if that cannot be. What was
-    made goes again if the block leaves nothing there.
+    The lock goes with the process, also when that is killed; on a file system without locks there is none, and a
+    warning says so. The folder is made; OSError if that cannot be. What was made goes again if the block leaves nothing
+    there.
     """
     made = [p for p in (run, *run.parents) if not p.exists()]
     records.check_writable(run)
-    lock, holder = FileLock(run / LOCK, timeout=0), run / HOLDER
+    # A soft lock, a file that a killed process leaves behind, would block the run for good.
+    lock, holder = FileLock(run / LOCK, timeout=0, fallback_to_soft=False), run / HOLDER
     try:
         lock.acquire()
     except Timeout:
         who = holder.read_text() if holder.exists() else "another process"
         raise TrainingError(f"{run} is in use by {who}; wait for it, stop it, or choose another run folder") from None
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
         warnings.warn(
             f"{run} is on a file system without locks: see to it that one process at a time trains there", stacklevel=3
         )

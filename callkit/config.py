@@ -3,6 +3,7 @@
 Later tables override earlier ones; keyword arguments override all. Nothing is hidden elsewhere.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 
@@ -67,6 +68,13 @@ SAMPLING: dict[str, dict] = {
     "paper": dict(images=50_000, per_split=20_000, steps=50),
 }
 GUIDANCE_SCALE = 1.0  # 1 is none; see sampling for the convention
+
+
+def default_extractor(dataset: str, profile: str) -> str:
+    """`digits` for digits; else the paper's in the profile `paper`, and `lite0`, which needs no download, in others."""
+    if dataset == "digits":
+        return "digits"
+    return "inception" if profile == "paper" else "lite0"
 
 
 WORDS = ("dataset", "imbalance_ratio", "method", "profile", "seed")  # the five that name a run
@@ -182,6 +190,7 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
     "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
     "bound": (lambda v: v is None or v > 0, "positive, or None for the printed loss"),
+    "image_size": (lambda v: v is None or v >= 1, "at least 1, or None for the data set's own"),
     "bound_form": (lambda v: v in BOUND_FORMS, f"one of {', '.join(BOUND_FORMS)}"),
     "branch_share": (lambda v: 0 < v <= 1, "in (0, 1], a share of the batch"),
     "precision": (lambda v: v in ("fp32", "bf16"), "fp32 or bf16"),
@@ -201,6 +210,8 @@ def check_values(settings: Settings, checks: dict[str, tuple[Callable, str]] = C
         value = getattr(settings, f.name)
         if f.type is int and not isinstance(value, int):
             raise ValueError(f"{f.name} must be an integer, got {value!r}")
+        if f.type == int | None and not isinstance(value, int | None):
+            raise ValueError(f"{f.name} must be an integer or None, got {value!r}")
         if f.type is str and not isinstance(value, str):
             raise ValueError(f"{f.name} must be a text, got {value!r}")
         if f.type in (bool, dict) and not isinstance(value, f.type):
@@ -214,6 +225,8 @@ def check_values(settings: Settings, checks: dict[str, tuple[Callable, str]] = C
         fine, allowed = checks.get(f.name, (lambda v: True, ""))
         if not fine(value):
             raise ValueError(f"{f.name} must be {allowed}, got {value}")
+        if (isinstance(value, bool) and f.type is not bool) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{f.name} must not be {value!r}")
     allowed = option_names(settings.base)
     if unknown := sorted(set(settings.base_options) - set(allowed)):
         known = ", ".join(allowed) or "none"

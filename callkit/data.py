@@ -62,6 +62,7 @@ class ImageSet:
         return torch.tensor(self.counts / len(self), dtype=torch.float32)
 
     def subset(self, index) -> "ImageSet":
+        """A copy of the images at these positions, in their order."""
         index = torch.as_tensor(index)
         return ImageSet(self.images[index], self.labels[index], self.class_names)
 
@@ -70,8 +71,9 @@ class ImageSet:
 class LongTailed:
     """A whole set, and the positions in it that are trained on.
 
-    `train` are the images kept, `unseen` those left out; each is copied when first asked for. `test` is a set apart, of
-    which nothing is ever trained on; `reference` is what generated images are compared with: that, or the whole set.
+    `train` are the images kept, `unseen` those left out; each is copied when first asked for, unless it is all. `test`
+    is a set apart, of which nothing is ever trained on; `reference` is what generated images are compared with: that,
+    or the whole set.
     """
 
     full: ImageSet
@@ -84,7 +86,8 @@ class LongTailed:
 
     @cached_property
     def train(self) -> ImageSet:
-        return self.full.subset(self.kept)
+        everything = np.array_equal(self.kept, np.arange(len(self.full)))  # then a file need not be read into memory
+        return self.full if everything else self.full.subset(self.kept)
 
     @cached_property
     def left_out(self) -> np.ndarray:

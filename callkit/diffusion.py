@@ -4,9 +4,10 @@ Derived in notebooks/03_unet_and_ddim.
 """
 
 import copy
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class NoiseSchedule:
@@ -45,3 +46,14 @@ class NoiseSchedule:
         """The noise that `x0` implies."""
         signal, noise = self.signal_and_noise(t)
         return (x_t - signal * x0) / noise
+
+
+def noised(
+    model: nn.Module, schedule: NoiseSchedule, x0: Tensor, t: Tensor, y: Tensor, eps: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(x_t, t, y, eps) for `model`, 500 samples at a time and where its weights are; all four are given on the CPU."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    schedule = schedule.to(device)
+    for part in zip(*(a.split(500) for a in (x0, t, y, eps)), strict=True):
+        x0, t, y, eps = (a.to(device) for a in part)
+        yield schedule.q_sample(x0, t, eps), t, y, eps

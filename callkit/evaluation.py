@@ -24,7 +24,8 @@ def _reference(real: data.LongTailed, imbalance_ratio: float | None) -> str:
     """What `real.reference` is, for the record."""
     if real.test is not None:
         return "the balanced test set, of which nothing is trained on"
-    if imbalance_ratio is not None:
+    counts = real.full.counts
+    if imbalance_ratio is not None and counts.max() < 1.1 * counts.min():
         return "the whole balanced set, training images included"
     return "the whole set, training images included; its classes are not of one size"
 
@@ -169,7 +170,7 @@ def evaluate_run(
     """Sample, measure and write the record of one set of weights; returns the record's path in `results`.
 
     results      defaults to the checkpoint's folder
-    extractor    a key of metrics.EXTRACTORS; defaults to `metrics.default_extractor`
+    extractor    a key of metrics.EXTRACTORS; defaults to `config.default_extractor`
     save_images  a folder for all generated images as PNG; by default none is written
     images       how many to generate, in place of the profile's number, equally many of each class; the splits then
                  have those that are of their classes
@@ -186,7 +187,7 @@ def evaluate_run(
     checkpoint = Path(checkpoint)
     results = Path(results or checkpoint.parent)
     model, run = load_model(checkpoint, weights, device)
-    default = metrics.default_extractor(run.dataset, run.profile)
+    default = config.default_extractor(run.dataset, run.profile)
     extractor = extractor or default
     metrics.check_extractor(extractor)
     records.check_writable(results)
@@ -200,10 +201,10 @@ def evaluate_run(
     steps, per_split = usual["steps"], usual["per_split"]
     if images is None:
         images = usual["images"]
-    elif images < 2 * model.num_classes:
-        raise ValueError(f"images must be at least two a class, {2 * model.num_classes}; got {images}")
     elif images != usual["images"]:
         per_split = None
+    if images < 2 * model.num_classes:
+        raise ValueError(f"images must be at least two a class, {2 * model.num_classes}; got {images}")
     real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size, run.held_out)
 
     groups = data.splits(real.train.counts)

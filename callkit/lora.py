@@ -149,8 +149,9 @@ def expert_scale(model: StableDiffusion, scale: float) -> Iterator[None]:
     before = model.scale
 
     def turn(to: float) -> None:
-        model.scale = to
-        model.unet.set_adapters([GENERAL, EXPERT], [1.0, to])
+        if model.scale != to:  # peft goes through all layers, which takes long for a step that does it often
+            model.scale = to
+            model.unet.set_adapters([GENERAL, EXPERT], [1.0, to])
 
     turn(scale)
     try:
@@ -186,8 +187,13 @@ def _load(path: str | Path) -> tuple[StableDiffusionPipeline, StableDiffusion, T
         raise ValueError(f"{path} is of a pixel model: use python -m callkit")
     tune = TuneConfig.from_dict(about["config"])
     pipe, model = build(tune, about["class_names"])
-    for name, p in adapter_parameters(model).items():
-        p.data.copy_(tensors[f"ema.{name}"])
+    ema = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    if wrong := ema.keys() ^ adapter_parameters(model).keys():
+        raise ValueError(f"{path} does not fit its own settings: {sorted(wrong)[0]} is in one of the two only")
+    try:
+        model.unet.load_state_dict(ema, strict=False)
+    except RuntimeError as error:  # another shape
+        raise ValueError(f"{path} does not fit its own settings: {error}") from error
     return pipe, model.eval(), tune
 
 

@@ -1,7 +1,7 @@
 """The settings of a fine-tuning run of Stable Diffusion (`lora`), and the tables they come from."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from callkit import config, data
 from callkit.allocation import PRESETS
@@ -88,10 +88,8 @@ def make_config(
         | config.choose(PRESETS, "allocation", allocation)
         | overrides
     )
-    if profile == "paper" and "steps" not in overrides:  # as many on any other data set
-        images = int(data.long_tailed_counts(ARTBENCH_CLASS, 10, imbalance_ratio or 1).sum())
-        settings["steps"] = math.ceil(PAPER_EPOCHS * images / settings["batch_size"])
-    tune = TuneConfig(dataset, imbalance_ratio, method, profile, seed, **settings)
+    by_epochs = profile == "paper" and "steps" not in overrides
+    tune = TuneConfig(dataset, imbalance_ratio, method, profile, seed, **({"steps": 1} if by_epochs else {}) | settings)
     count = (lambda v: v >= 1, "at least 1")
     checks = {
         "general_rank": count,
@@ -102,4 +100,7 @@ def make_config(
         "weight_decay": (lambda v: v >= 0, "at least 0"),
     }
     config.check_values(tune, config.CHECKS | checks)
-    return tune
+    if not by_epochs:
+        return tune
+    images = int(data.long_tailed_counts(ARTBENCH_CLASS, 10, imbalance_ratio or 1).sum())  # on any other data, too
+    return replace(tune, steps=math.ceil(PAPER_EPOCHS * images / tune.batch_size))

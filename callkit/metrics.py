@@ -140,13 +140,6 @@ EXTRACTORS = {
 }
 
 
-def default_extractor(dataset: str, profile: str) -> str:
-    """`digits` for digits; else the paper's in the profile `paper`, and `lite0`, which needs no download, in others."""
-    if dataset == "digits":
-        return "digits"
-    return "inception" if profile == "paper" else "lite0"
-
-
 def check_extractor(extractor: str) -> None:
     """ValueError for an unknown name; ImportError, OSError or ValueError where its weights cannot be had."""
     if extractor not in EXTRACTORS:
@@ -184,13 +177,20 @@ def thumbnails(images: Tensor) -> Tensor:
 @contextmanager
 def _no_tf32() -> Iterator[None]:
     """Within the block float32 is not rounded further on a GPU: features are compared with others, and cached."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings, name, exact = (matmul, cudnn), "allow_tf32", False
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
+        before = [getattr(of, name) for of in settings]
+    except RuntimeError:  # somebody set the newer names, beside which PyTorch refuses these
+        settings, name, exact = (matmul, cudnn.conv), "fp32_precision", "ieee"
+        before = [getattr(of, name) for of in settings]
+    try:
+        for of in settings:
+            setattr(of, name, exact)
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for of, value in zip(settings, before, strict=True):
+            setattr(of, name, value)
 
 
 @torch.no_grad()
@@ -217,7 +217,8 @@ CACHED_FROM = 5_000  # images: fewer are described faster than a cached file is 
 def describe_real(
     images: data.ImageSet, extractor: str, cache_folder: Path, device: str = "cpu", progress: bool = False
 ) -> Description:
-    """`describe`, kept in a file of `cache_folder` whose name holds the images' and the extractor's hashes."""
+    """`describe`; from CACHED_FROM images on kept in a file of `cache_folder`, whose name holds the images' and the
+    extractor's hashes."""
     if len(images) < CACHED_FROM:
         return describe(images.images, extractor, device)
     pixels = data.fingerprint(images.images)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from callkit import data, metrics, sampling
 from callkit.allocation import class_weights
 from callkit.capacity import LowRank, expert_scale, expert_weights
-from callkit.diffusion import NoiseSchedule
+from callkit.diffusion import NoiseSchedule, noised
 from callkit.objectives import mse
 from callkit.unet import Attention
 
@@ -40,15 +40,10 @@ def branch_distance(
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     columns = []
     for t in timesteps:
-        t = torch.full_like(y, t)
-        pairs = [model.forward_both(schedule.q_sample(x0[i], t[i], eps[i]), t[i], y[i]) for i in _batches(len(y))]
-        distance = torch.cat([mse(*pair) for pair in pairs])
+        parts = noised(model, schedule, x0, torch.full_like(y, t), y, eps)
+        distance = torch.cat([mse(*model.forward_both(x_t, t, of)).cpu() for x_t, t, of, _ in parts])
         columns.append([distance[y == c].mean().item() for c in range(images.num_classes)])
     return np.array(columns).T
-
-
-def _batches(n: int) -> tuple[Tensor, ...]:
-    return torch.arange(n).split(500)
 
 
 def scores(model: nn.Module, real: data.LongTailed, per_class: int = 100) -> dict:
@@ -104,7 +99,7 @@ def spectra(model: nn.Module) -> dict[str, Spectrum]:
     found = {}
     for name, expert in expert_weights(model).items():
         general = model.get_submodule(name).parametrizations.weight.original.flatten(1)
-        found[name] = Spectrum(_singular_values(expert).numpy(), torch.linalg.svdvals(general).numpy())
+        found[name] = Spectrum(_singular_values(expert).cpu().numpy(), torch.linalg.svdvals(general).cpu().numpy())
     return found
 
 
@@ -117,8 +112,8 @@ def random_expert(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     control = copy.deepcopy(model)
     for expert in expert_weights(control).values():
-        left, _ = torch.linalg.qr(torch.randn(expert.B.shape, generator=generator))
-        right, _ = torch.linalg.qr(torch.randn(expert.A.T.shape, generator=generator))
+        left, _ = torch.linalg.qr(torch.randn(expert.B.shape, generator=generator).to(expert.B.device))
+        right, _ = torch.linalg.qr(torch.randn(expert.A.T.shape, generator=generator).to(expert.A.device))
         expert.B.copy_(left * _singular_values(expert))
         expert.A.copy_(right.T)
     return control
@@ -154,11 +149,11 @@ def offset(model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, dra
     total, distance = torch.zeros(2, images.num_classes)
     for _ in range(draws):
         t = torch.randint(schedule.timesteps, y.shape, generator=generator)
-        x_t = schedule.q_sample(x0, t, torch.randn(x0.shape, generator=generator))
-        for i in _batches(len(y)):
-            eps, general = model.forward_both(x_t[i], t[i], y[i])
-            total.index_add_(0, y[i], (eps - general).flatten(1).mean(1))
-            distance.index_add_(0, y[i], mse(eps, general))
+        noise = torch.randn(x0.shape, generator=generator)
+        for x_t, at, of, _ in noised(model, schedule, x0, t, y, noise):
+            eps, general = model.forward_both(x_t, at, of)
+            total.index_add_(0, of.cpu(), (eps - general).flatten(1).mean(1).cpu())
+            distance.index_add_(0, of.cpu(), mse(eps, general).cpu())
     n = draws * torch.from_numpy(images.counts)
     mean = total / n
     return Offset(mean, mean.square() / (distance / n).clamp(min=torch.finfo(torch.float32).tiny))
@@ -184,10 +179,10 @@ def hidden_features(model: nn.Module, images: data.ImageSet, schedule: NoiseSche
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     null, t = torch.full_like(images.labels, model.num_classes), torch.full_like(images.labels, t)
     found: list[Tensor] = []
-    hook = model.tail[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].mean((2, 3))))
+    hook = model.tail[-1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].mean((2, 3)).cpu()))
     try:
-        for i in _batches(len(images)):
-            model(schedule.q_sample(x0[i], t[i], eps[i]), t[i], null[i])
+        for x_t, at, y, _ in noised(model, schedule, x0, t, null, eps):
+            model(x_t, at, y)
     finally:
         hook.remove()
     return torch.cat(found)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from callkit import data
 from callkit.capacity import expert_weights
-from callkit.diffusion import NoiseSchedule
+from callkit.diffusion import NoiseSchedule, noised
 from callkit.objectives import mse
 
 HOW = ("global", "layer", "filter")
@@ -67,22 +67,20 @@ def zero_smallest(weights: list[Tensor], rate: float) -> None:
 
 @torch.no_grad()
 def losses(model: nn.Module, images: data.ImageSet, schedule: NoiseSchedule, draws: int = 16, seed: int = 0) -> Tensor:
-    """Noise-prediction loss of each image, (N,), averaged over `draws` pairs (t, eps).
+    """Noise-prediction loss of each image, (N,) on the CPU, averaged over `draws` pairs (t, eps).
 
     The timesteps are spread evenly: draw k falls into the k-th of `draws` equal parts of 0..T-1. All models see the
     same pairs for a seed (common random numbers), so that their difference is the models' alone.
     """
     generator = torch.Generator().manual_seed(seed)
     model.eval()
-    x0 = data.to_float(images.images)
-    total = torch.zeros(len(images))
+    x0, total = data.to_float(images.images), torch.zeros(len(images))
     for k in range(draws):
         part = (k + torch.rand(len(images), generator=generator)) / draws
         t = (part * schedule.timesteps).long().clamp(max=schedule.timesteps - 1)
         eps = torch.randn(x0.shape, generator=generator)
-        for i in torch.arange(len(images)).split(500):
-            prediction = model(schedule.q_sample(x0[i], t[i], eps[i]), t[i], images.labels[i])
-            total[i] += mse(prediction, eps[i])
+        parts = noised(model, schedule, x0, t, images.labels, eps)
+        total += torch.cat([mse(model(x_t, t, y), eps).cpu() for x_t, t, y, eps in parts])
     return total / draws
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from callkit.config import SAMPLING, default_extractor
+
 SCHEMA_VERSION = 1
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -88,10 +90,14 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to: a reader sees the old file or the new one, never half of it."""
+    """A temporary name beside `path` to write to: a reader sees the old file or the new one, never half of it. Others
+    may read it as they may any new file, whatever writes it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -124,6 +130,8 @@ def write_json(path: Path, value) -> None:
 
 
 def _git(*arguments: str) -> str | None:
+    if not (REPOSITORY / ".git").exists():  # installed: a repository further up is somebody else's
+        return None
     try:
         answer = subprocess.run(
             ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=10, check=True
@@ -168,13 +176,12 @@ def read_record(path: str | Path) -> dict:
         record = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(record, dict) or "schema_version" not in record:
+    if not isinstance(record, dict) or not {"schema_version", "run", "config"} <= record.keys():
         return {}
     record["file"] = Path(path).name
-    if "run" in record:
-        record["run"].setdefault("overrides", {})  # the first records had neither
-        if "sampling" in record:
-            record["run"].setdefault("guidance_scale", record["sampling"].get("guidance_scale"))
+    record["run"].setdefault("overrides", {})  # the first records had neither
+    if "sampling" in record:
+        record["run"].setdefault("guidance_scale", record["sampling"].get("guidance_scale"))
     return record
 
 
@@ -225,17 +232,18 @@ def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
         budget = [f"{k}={run['overrides'][k]}" for k in BUDGET if k in run["overrides"]]
         return "-".join([data_word(run["dataset"], run["imbalance_ratio"]), run["profile"], *budget])
 
-    found: dict[tuple[str, str, str], list[dict]] = {}
+    def measured(r) -> list[str]:
+        """The extractor and the number of images, unless they are the usual ones."""
+        run, by, images = r["run"], r["evaluation"]["extractor"], r["evaluation"]["generated_images"]
+        classes = len(run["class_counts"])
+        usual = SAMPLING[run["profile"]]["images"] // classes * classes
+        others = [by] if by != default_extractor(run["dataset"], run["profile"]) else []
+        return others + ([f"n{images}"] if images != usual else [])
+
+    found: dict[str, list[dict]] = {}
     for r in records:
-        key = words(r), r["evaluation"]["extractor"], f"n{r['evaluation']['generated_images']}"
-        found.setdefault(key, []).append(r)
-
-    def name(key) -> str:
-        """The words, and of the extractor and the number of images what not all with these words share."""
-        alike = zip(*(other for other in found if other[0] == key[0]), strict=True)
-        return "-".join([key[0], *(part for part, values in zip(key, alike, strict=True) if len(set(values)) > 1)])
-
-    made = [Study(name(key), rows, [r for r in diverged if words(r) == key[0]]) for key, rows in found.items()]
+        found.setdefault("-".join([words(r), *measured(r)]), []).append(r)
+    made = [Study(name, of, [r for r in diverged if words(r) == words(of[0])]) for name, of in found.items()]
     return sorted(made, key=lambda study: -len(study.records))
 
 
@@ -259,7 +267,8 @@ def ends(found: list[Study]) -> list[Study]:
 
 
 def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, profile: str) -> Study:
-    """The one with these words, the data set's own image size and the profile's own steps; ValueError if none has."""
+    """The one with these words, nothing of the budget overridden, and the usual extractor and number of images;
+    ValueError if there is none."""
     by_name = {study.name: study for study in found}
     if (name := f"{data_word(dataset, imbalance_ratio)}-{profile}") not in by_name:
         raise ValueError(f"no records of {name}; there are {', '.join(by_name) or 'none'}")
@@ -287,7 +296,7 @@ def score_words(records: list[dict], split: str, metric: str) -> str:
     return f"{mean:.4g} ± {std:.2g}" if len(records) > 1 else f"{mean:.4g}"
 
 
-def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "few", "overall")) -> str:
+def table(records: list[dict], metric: str = "fid") -> str:
     """Markdown: mean ± standard deviation over seeds (the value alone for one seed), one column per split.
 
     One row per method (with the settings that it overrides), weights, guidance scale, extractor and number of generated
@@ -304,27 +313,22 @@ def table(records: list[dict], metric: str = "fid", splits=("many", "medium", "f
             key = (*words, run["weights"], f"{run['guidance_scale']:g}", r["evaluation"]["extractor"])
             key += (f"{r['evaluation']['generated_images']:,}",)
         rows.setdefault(key, []).append(r)
-    lines = [
-        "| data | IR | profile | method | weights | guidance | extractor | images | seeds | "
-        + " | ".join(splits)
-        + " |",
-        "|" + "---|" * (9 + len(splits)),
-    ]
+    names = ("data", "IR", "profile", "method", "weights", "guidance", "extractor", "images", "seeds")
+    splits = ("many", "medium", "few", "overall")
+    lines = []
     for key, group in rows.items():
-        head = [*key, str(len(group))]
+        seeds = [r["run"]["seed"] for r in group]
+        if twice := sorted({s for s in seeds if seeds.count(s) > 1}):
+            raise ValueError(f"two records of seed {twice[0]}: {', '.join(r['file'] for r in group)}")
+        cells = dict.fromkeys(splits, "")
         if "diverged" in group[0]:
-            steps = ", ".join(f"{r['diverged']['step']:,}" for r in group)
-            cells = [f"diverged at step {steps}"] + [""] * (len(splits) - 1)
+            cells["many"] = "diverged at step " + ", ".join(f"{r['diverged']['step']:,}" for r in group)
         else:
-            cells = []
-            for split in splits:
-                if split not in group[0]["metrics"]:  # two classes have no Medium
-                    cells.append("")
-                    continue
+            for split in cells.keys() & group[0]["metrics"].keys():  # two classes have no Medium
                 mean, std = mean_std(group, "metrics", split, metric)
-                cells.append(f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}")
-        lines.append("| " + " | ".join(head + cells) + " |")
-    return "\n".join(lines)
+                cells[split] = f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}"
+        lines.append(dict(zip(names, (*key, len(group)), strict=True)) | cells)
+    return markdown(lines)
 
 
 def shared_seeds(groups: Iterable[list[dict]], at_least: int = 3) -> set[int]:

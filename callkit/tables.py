@@ -243,6 +243,8 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
     written = []
 
     def table(name: str, rows: list[dict], markdown: bool = True) -> None:
+        if not rows:
+            return
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, rows[0])
             writer.writeheader()

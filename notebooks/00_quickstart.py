@@ -36,7 +36,7 @@ sampling_seed = 1
 # %%
 import torch
 
-from callkit import data, notebook, sampling, viz
+from callkit import data, notebook, sampling, sliders, viz
 from callkit.checkpoints import load_model
 from callkit.config import SAMPLING
 from callkit.diffusion import NoiseSchedule
@@ -142,7 +142,7 @@ def at_scale(scale):
     return figure, label, "Samples of the four rarest digits, four each."
 
 
-viz.explore(
+sliders.explore(
     at_scale,
     "expert scale s",
     [i / 10 for i in range(11)],

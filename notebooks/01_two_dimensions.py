@@ -37,7 +37,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from callkit import data, notebook, objectives, sampling, viz
+from callkit import data, notebook, objectives, sampling, sliders, viz
 from callkit.allocation import AllocationLoss
 from callkit.capacity import expert_scale, reserve
 from callkit.diffusion import NoiseSchedule
@@ -304,7 +304,7 @@ def at_timestep(level):
 
 
 levels = (0, 25, 50, 100, 150, 200, 300, 400, 600, 999)
-viz.explore(at_timestep, "timestep t", levels, live=range(1000), dpi=80)
+sliders.explore(at_timestep, "timestep t", levels, live=range(1000), dpi=80)
 
 # %% [markdown]
 # ## Sampling
@@ -731,7 +731,7 @@ def dial(scale):
     return figure, label, "Samples of all classes, 200 each."
 
 
-viz.explore(
+sliders.explore(
     dial,
     "expert scale s",
     [i / 10 for i in range(11)],

@@ -51,7 +51,7 @@ imbalance_ratio = 50
 # %%
 import numpy as np
 
-from callkit import data, notebook, viz
+from callkit import data, notebook, sliders, viz
 
 notebook.check(dataset=dataset, imbalance_ratio=imbalance_ratio)
 
@@ -109,7 +109,7 @@ def at_ratio(ratio):
     return figure, f"IR {ratio}: {n.sum()} images", alt
 
 
-viz.explore(
+sliders.explore(
     at_ratio, "imbalance ratio", (1, 2, 5, 10, 20, 50, 100), 50, live=range(1, 151)
 )
 

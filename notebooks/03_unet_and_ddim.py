@@ -42,7 +42,16 @@ import torch
 import torch.nn.functional as F
 from matplotlib.patches import Rectangle
 
-from callkit import data, metrics, notebook, objectives, sampling, training, viz
+from callkit import (
+    data,
+    metrics,
+    notebook,
+    objectives,
+    sampling,
+    sliders,
+    training,
+    viz,
+)
 from callkit.capacity import expert_weights, reserve
 from callkit.checkpoints import load_model
 from callkit.diffusion import NoiseSchedule
@@ -138,7 +147,7 @@ for level in (0, 25, 50, 100, 200, 300, 400, 500, 700, 999):
     alts.append(
         f"Ten digits at timestep {level}, and the curves of signal and noise over t."
     )
-viz.frame_slider(frames, names, alts, "timestep t", start=4)
+sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 
 # %% [markdown]
 # At $t = 999$ the signal is not zero. Sampling starts from pure noise all the same; {ref}`ex-unet-start` asks what that

@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from callkit import data, notebook, records, viz
+from callkit import data, notebook, records, sliders, viz
 from callkit.allocation import AllocationLoss, class_weights, saturate
 from callkit.capacity import expert_scale, expert_weights, merge, reserve
 from callkit.statistics import paired
@@ -160,7 +160,7 @@ def weights_at(ratio):
     return figure, label, alt
 
 
-viz.explore(
+sliders.explore(
     weights_at, "imbalance ratio", (1, 2, 5, 10, 20, 50, 100), 50, live=range(1, 151)
 )
 # %% [markdown]

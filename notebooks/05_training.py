@@ -50,6 +50,7 @@ from callkit import (
     live,
     notebook,
     records,
+    sliders,
     training,
     viz,
 )
@@ -167,7 +168,9 @@ def at_step(step):
     )
 
 
-viz.explore(at_step, "training step", list(snapshots), dpi=90) if snapshots else None
+sliders.explore(
+    at_step, "training step", list(snapshots), dpi=90
+) if snapshots else None
 
 # %% [markdown]
 # *Differences are mean absolute ones of pixels from 0 to 255, at equal noise.*

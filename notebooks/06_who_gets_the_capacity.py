@@ -46,7 +46,7 @@ import pandas as pd
 import scipy.stats
 import torch
 
-from callkit import data, notebook, viz
+from callkit import data, notebook, sliders, viz
 from callkit.checkpoints import load_model
 from callkit.diffusion import NoiseSchedule
 from callkit.pruning import HOW, losses, prunable, prune, sensitivity
@@ -174,7 +174,7 @@ def at_rate(share):
     return figure, label, alt
 
 
-viz.explore(
+sliders.explore(
     at_rate,
     "share of weights pruned",
     (0.05, 0.1, 0.2, 0.3, 0.5),

@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from callkit import data, notebook, records, viz
+from callkit import data, notebook, records, sliders, viz
 from callkit.allocation import class_weights, saturate
 from callkit.capacity import expert_weights
 from callkit.checkpoints import build_model
@@ -127,7 +127,7 @@ def at_lam(lam, steps=1000):
 
 
 lams = (0.1, 0.2, 0.5, 1, 2, 5)
-viz.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101)])
+sliders.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101)])
 # %% [markdown]
 # ## As printed
 #

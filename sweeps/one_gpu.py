@@ -1,19 +1,21 @@
 """Become `python ARGUMENTS`, on a GPU that no other job of this machine has: `python one_gpu.py ARGUMENTS`.
 
 It is the first free one of those in CUDA_VISIBLE_DEVICES, or of all, and taken for as long as the process lives; while
-none is free it waits. Without a GPU there is nothing to take.
+none is free it waits. Without a GPU there is nothing to take. Jobs of Slurm have been given theirs, and wait only for
+processes of the same job.
 """
 
 import os
 import sys
 import tempfile
 import time
+from itertools import takewhile
 from pathlib import Path
 
 
 def visible() -> list[str]:
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in named.split(",") if name]
+        return [name for name in takewhile(lambda name: not name.startswith("-"), named.split(",")) if name]
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
@@ -22,9 +24,11 @@ def visible() -> list[str]:
 def take(names: list[str]) -> str:
     import fcntl
 
+    # Each job of Slurm may call its own GPU "0".
+    job = f"job-{number}-" if (number := os.environ.get("SLURM_JOB_ID")) else ""
     while True:
         for name in names:
-            path = Path(tempfile.gettempdir()) / f"callkit-{os.getuid()}-gpu-{name}.lock"
+            path = Path(tempfile.gettempdir()) / f"callkit-{os.getuid()}-{job}gpu-{name}.lock"
             lock = os.open(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

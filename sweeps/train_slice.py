@@ -56,9 +56,12 @@ def time_limit(seconds: float | None):
 
 
 def read_marks(run: Path) -> list[dict]:
-    """The lines of a run's marks.jsonl; one that was cut off is dropped, and done again."""
+    """The lines of a run's marks.jsonl; one that was cut off is dropped, from the file as well, and done again."""
     path = run / MARKS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith("\n"):
+        with records.replacing(path) as temporary:
+            temporary.write_text("".join(lines[:-1]))
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
@@ -84,7 +87,7 @@ class Slice:
             )
         self.every, self.steps = c.checkpoint_every, c.steps
         self.sampler_steps = config.SAMPLING[c.profile]["steps"]
-        self.extractor = metrics.default_extractor(c.dataset, "gpu")  # also for `paper`: no download
+        self.extractor = config.default_extractor(c.dataset, "gpu")  # also for `paper`: no download
         metrics.check_extractor(self.extractor)
         self.real = data.load_long_tailed(c.dataset, c.imbalance_ratio, data_root, c.image_size, c.held_out)
         self.load_seconds = time.monotonic() - self.began  # training loads the images again, every time

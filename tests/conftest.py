@@ -41,9 +41,9 @@ def reserved() -> UNet:
 def matmul():
     """PyTorch's settings of matrix products on a GPU, put back after the test (monkeypatch cannot)."""
     settings = torch.backends.cuda.matmul
-    before = settings.allow_tf32
+    before = settings.fp32_precision
     yield settings
-    settings.allow_tf32 = before
+    settings.fp32_precision = before
 
 
 @pytest.fixture

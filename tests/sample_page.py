@@ -26,7 +26,7 @@ dataset = "digits"
 # %%
 import pandas as pd
 
-from callkit import notebook, viz
+from callkit import notebook, sliders, viz
 
 notebook.check(dataset=dataset)
 viz.style()
@@ -56,7 +56,7 @@ bars
 
 # %% tags=["hide-input"]
 frames = [viz.png(viz.class_counts([20, n], {"many": [0], "few": [1]})) for n in (1, 2, 3)]
-viz.frame_slider(frames, ["one", "two", "three"], ["A bar of 1", "A bar of 2", "A bar of 3"], "a number", start=1)
+sliders.frame_slider(frames, ["one", "two", "three"], ["A bar of 1", "A bar of 2", "A bar of 3"], "a number", start=1)
 
 # %% [markdown]
 # ```{admonition} Pitfall

@@ -143,3 +143,13 @@ def test_weights_are_float32_within_autocast(reserved):
 def test_a_layer_alone_can_be_decomposed():
     layer = reserve(nn.Linear(4, 3), rank=0.5, where=lambda name, m: isinstance(m, nn.Linear))
     assert list(expert_weights(layer)) == [""] and not expert_weights(merge(layer))
+
+
+def test_refuses_what_has_no_plain_weight():
+    layers = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with pytest.raises(ValueError, match="matches 1, which has no weight of its own"):
+        reserve(layers, where=lambda name, m: name == "1")
+    nn.utils.parametrizations.weight_norm(layers[0])
+    with pytest.raises(ValueError, match="matches 0, which has no weight of its own"):
+        reserve(layers, where=lambda name, m: name == "0")
+    assert not expert_weights(layers)

@@ -77,6 +77,10 @@ def test_a_run_folder_names_what_its_run_overrides():
         (["train", "--set", "held_out=0.1", "--device", "cpu"], "error: held_out is for a data set's own counts"),
         (["train", "--imbalance-ratio", "0"], "error: imbalance_ratio must be at least 1"),
         (["evaluate", "nowhere"], "error: no checkpoint at nowhere"),
+        (
+            ["sample", "nowhere", "--out", "picture"],
+            "error: --out must end like a picture",
+        ),
         (["table", "nowhere"], "error: no records in nowhere"),
     ],
 )
@@ -138,6 +142,7 @@ def test_your_own_images_keep_their_counts_unless_a_ratio_is_given(monkeypatch):
 def test_table_passes_by_other_json_and_names_what_is_none(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "another.json").write_text('{"schema_version": 1}')
     with pytest.raises(SystemExit, match="error: no records in"):
         main(["table", str(tmp_path)])
     (tmp_path / "broken.json").write_text("{")

@@ -331,3 +331,9 @@ def test_a_share_of_each_class_is_held_out(tmp_path):
         data.load_long_tailed(name, None, tmp_path, 4, held_out=0.8)
     with pytest.raises(ValueError, match=r"held_out is for a data set's own counts .*at 2 the images left out"):
         data.load_long_tailed(name, 2, tmp_path, 4, held_out=0.3)
+
+
+def test_a_set_that_is_kept_whole_is_not_copied():
+    whole, part = (data.load_long_tailed("digits", ratio) for ratio in (None, 50))
+    assert whole.train.images.data_ptr() == whole.full.images.data_ptr()
+    assert part.train.images.data_ptr() != part.full.images.data_ptr()

@@ -1,7 +1,7 @@
 import torch
 from diffusers import DDPMScheduler
 
-from callkit.diffusion import NoiseSchedule
+from callkit.diffusion import NoiseSchedule, noised
 
 
 def reference():
@@ -34,3 +34,17 @@ def test_a_moved_schedule_leaves_the_first_where_it_is():
     there = schedule.to("meta")
     assert {there.alpha_bar.device.type, there.betas.device.type} == {"meta"} and there.timesteps == 10
     assert {schedule.alpha_bar.device.type, schedule.betas.device.type} == {"cpu"}
+
+
+def test_noised_samples_are_where_the_model_is_all_of_them_in_order():
+    x0, eps, t, y = (
+        torch.randn(1001, 1, 2, 2),
+        torch.randn(1001, 1, 2, 2),
+        torch.arange(1001) % 1000,
+        torch.arange(1001),
+    )
+    found = [torch.cat(a) for a in zip(*noised(torch.nn.Linear(1, 1), NoiseSchedule(), x0, t, y, eps), strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(found, (NoiseSchedule().q_sample(x0, t, eps), t, y, eps), strict=True))
+    elsewhere = [*noised(torch.nn.Linear(1, 1, device="meta"), NoiseSchedule(), x0, t, y, eps)]
+    assert {a.device.type for part in elsewhere for a in part} == {"meta"}
+    assert [len(part[0]) for part in elsewhere] == [500, 500, 1]

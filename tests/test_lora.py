@@ -495,3 +495,33 @@ def test_without_the_extra_everything_else_works(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pip install 'callkit[lora]'") == 2
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path):
+    tensors, about = checkpoints.load_checkpoint(trained)
+    name = next(k for k in tensors if k.startswith("ema."))
+    damaged = {
+        "one less": {k: v for k, v in tensors.items() if k != name},
+        "cut": tensors | {name: tensors[name][:1, :1]},
+    }
+    for kind, those in damaged.items():
+        checkpoints.save_checkpoint(tmp_path / kind, those, about)
+        with pytest.raises(ValueError, match="does not fit its own settings"):
+            lora.load_model(tmp_path / kind)
+
+
+def test_settings_are_checked_before_steps_are_counted():
+    for size in (0, "x"):
+        with pytest.raises(ValueError, match="batch_size must be"):
+            lora.make_config(profile="paper", batch_size=size)
+
+
+def test_a_scale_that_does_not_change_costs_nothing(model, inputs, monkeypatch):
+    calls = []
+    monkeypatch.setattr(model.unet, "set_adapters", lambda *a: calls.append(a))
+    with lora.expert_scale(model, 1.0):
+        pass
+    assert not calls
+    with lora.expert_scale(model, 0.5), lora.expert_scale(model, 0.5):
+        assert model.scale == 0.5
+    assert [weights for _, weights in calls] == [[1.0, 0.5], [1.0, 1.0]]

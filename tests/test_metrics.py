@@ -338,20 +338,22 @@ def test_real_features_are_extracted_once_and_kept_by_content(real, tmp_path, mo
         metrics.describe_real(changed, "digits", tmp_path)
 
 
-def test_features_are_not_rounded_to_tf32_and_the_setting_is_left_as_it_was(real, matmul, monkeypatch):
+@pytest.mark.parametrize(("name", "rounded"), [("allow_tf32", True), ("fp32_precision", "tf32")])  # PyTorch has both
+def test_features_are_not_rounded_to_tf32_and_the_setting_is_left_as_it_was(real, matmul, name, rounded, monkeypatch):
     seen, extractor = [], metrics._extractor("digits")
+    convolutions = torch.backends.cudnn if name == "allow_tf32" else torch.backends.cudnn.conv
 
     class Spy(torch.nn.Module):
         def forward(self, x):
-            seen.append((torch.backends.cudnn.allow_tf32, matmul.allow_tf32))
+            seen.append((getattr(convolutions, name), getattr(matmul, name)))
             return extractor(x)
 
     monkeypatch.setattr(metrics, "_extractor", lambda _: Spy())
-    matmul.allow_tf32 = True
-    before = torch.backends.cudnn.allow_tf32
+    setattr(matmul, name, rounded)
+    before = getattr(convolutions, name)
     metrics.describe(real.full.images[:20])
-    assert seen == [(False, False)]
-    assert torch.backends.cudnn.allow_tf32 == before and matmul.allow_tf32
+    assert len(seen) == 1 and rounded not in seen[0]
+    assert getattr(convolutions, name) == before and getattr(matmul, name) == rounded
 
 
 def test_thumbnails_average_to_32_pixels():

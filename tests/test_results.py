@@ -1,5 +1,6 @@
 """What is committed in results/: complete, consistent with the code, and reproducible from its checkpoint."""
 
+import copy
 import json
 import subprocess
 
@@ -283,3 +284,24 @@ def test_the_readme_shows_what_the_records_say():
     assert [round(10 * s) for s in share] == [4, 7]
     diverged = [r for r in DIVERGED if r["config"]["bound"] is None and r["config"]["diversity"] == 1]
     assert len(diverged) == 9
+
+
+def test_a_study_is_found_beside_others_of_its_data():
+    other = copy.deepcopy(RECORDS[0])
+    other["evaluation"]["generated_images"] = 500
+    words = other["run"]["dataset"], other["run"]["imbalance_ratio"], other["run"]["profile"]
+    alone, beside = (records.find_study(records.studies(r), *words) for r in (RECORDS, [*RECORDS, other]))
+    assert [r["file"] for r in beside.records] == [r["file"] for r in alone.records]
+
+
+def test_a_record_that_comes_twice_is_refused():
+    with pytest.raises(ValueError, match=f"two records of seed {RECORDS[0]['run']['seed']}"):
+        records.table([RECORDS[0], RECORDS[0]])
+
+
+def test_the_commit_is_that_of_this_repository_or_none(monkeypatch, tmp_path):
+    assert len(records.provenance(torch.device("cpu"))["git_commit"]) == 40
+    (tmp_path / "site-packages").mkdir()
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path / "site-packages")
+    assert records.provenance(torch.device("cpu"))["git_dirty"] is None

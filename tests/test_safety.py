@@ -4,6 +4,7 @@ As a script, `python tests/test_safety.py [KILLS]` kills and resumes one run tha
 that was left alone.
 """
 
+import errno
 import os
 import random
 import resource
@@ -102,6 +103,23 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, dama
     with pytest.warns(UserWarning, match="going back to"):
         list(train(settings(), tmp_path))
     assert_same_run(whole, tmp_path)
+
+
+def test_a_checkpoint_is_as_readable_as_a_log_and_one_that_cannot_be_opened_is_not_passed_over(whole, tmp_path):
+    assert (whole / CHECKPOINT).stat().st_mode == (whole / LOG).stat().st_mode
+    (tmp_path / CHECKPOINT).mkdir()  # root may open everything else
+    with pytest.raises(IsADirectoryError):
+        load_newest(tmp_path)
+
+
+def test_without_locks_a_run_goes_on_and_says_so(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.warns(UserWarning, match="is on a file system without locks"), checkpoints.locked(tmp_path):
+        (tmp_path / "done").touch()
+    assert {p.name for p in tmp_path.iterdir()} <= {"done", checkpoints.LOCK}
 
 
 def test_between_the_two_renames_there_is_always_one_checkpoint(tmp_path):

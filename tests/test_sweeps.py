@@ -277,3 +277,25 @@ def test_cost_by_hand():
     assert evaluation_steps == pytest.approx(evaluations * one, rel=1e-3)
     default, deep = (make_config("cifar10", method="ddpm", channel_mult=m) for m in ((1, 2, 2, 2), (1, 2, 3, 4)))
     assert cost.network_ratio(default) == 1 < cost.network_ratio(deep) < 4
+
+
+def test_jobs_of_slurm_do_not_wait_for_each_other(tmp_path):
+    command = [sys.executable, ROOT / "sweeps/one_gpu.py", "-c"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0", "TMPDIR": str(tmp_path), "SLURM_JOB_ID": "1"}
+    stays = f"import pathlib, time; pathlib.Path({str(tmp_path / 'began')!r}).touch(); time.sleep(600)"
+    first = subprocess.Popen([*command, stays], env=environment)
+    try:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.05)
+        subprocess.run([*command, ""], env=environment | {"SLURM_JOB_ID": "2"}, check=True, timeout=60)
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run([*command, ""], env=environment, timeout=2)
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_minus_one_is_no_gpu(tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, ROOT / "sweeps/one_gpu.py", "-c", ""], env=environment, check=True)
+    assert not list(tmp_path.iterdir())

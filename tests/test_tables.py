@@ -172,3 +172,8 @@ def test_the_same_records_give_the_same_bytes(written, tmp_path):
 def test_no_records_is_an_error_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match="error: no records in"):
         main(["table", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_diverged_runs_alone_make_tables(tmp_path):
+    written = tables.write([], records.load_records(diverged=True)[:1], tmp_path)
+    assert tmp_path / "all.md" in written and "diverged at step" in (tmp_path / "all.md").read_text()

@@ -173,3 +173,12 @@ def test_wrong_words_are_one_line_before_any_work(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         train_slice.main([*WORDS, "--root", str(tmp_path), *arguments])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mark_that_was_cut_off_is_dropped_and_the_next_one_is_whole(tmp_path):
+    path = tmp_path / train_slice.MARKS
+    path.write_text('{"step": 10}\n{"ste')
+    assert train_slice.read_marks(tmp_path) == [{"step": 10}]
+    with path.open("a") as f:
+        f.write('{"step": 20}\n')
+    assert train_slice.read_marks(tmp_path) == [{"step": 10}, {"step": 20}]

@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from callkit import viz
+from callkit import sliders, viz
 from callkit.statistics import Paired
 
 
 @pytest.mark.parametrize("missing", ["ipywidgets", "IPython.display"])
-def test_figures_name_the_extra_that_they_need(missing, monkeypatch):
+def test_sliders_name_the_extra_that_they_need(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "callkit.viz")
+    monkeypatch.delitem(sys.modules, "callkit.sliders")
     with pytest.raises(ImportError, match=r"pip install 'callkit\[book\]'"):
-        importlib.import_module("callkit.viz")
+        importlib.import_module("callkit.sliders")
 
 
 def test_frame_slider_shows_one_frame_and_describes_all():
-    html = viz.frame_slider(["data:a", "data:b"], ["s = 0", 's = "1"'], ["first", '<second> & "last"'], "dial", 1).data
+    html = sliders.frame_slider(
+        ["data:a", "data:b"], ["s = 0", 's = "1"'], ["first", '<second> & "last"'], "dial", 1
+    ).data
     images = re.findall(r"<img [^>]*>", html)
     assert len(images) == 2 and " hidden" in images[0] and " hidden" not in images[1]
     assert 'alt="&lt;second&gt; &amp; &quot;last&quot;"' in images[1]
@@ -30,7 +32,7 @@ def test_frame_slider_shows_one_frame_and_describes_all():
     assert "dial" in label and "<output" not in label, "a control's name is no part of its value"
     spoken = re.search(r"spoken = (\[.*?\]),", html)[1]
     assert json.loads(spoken) == ["s = 0. first", 's = "1". <second> & "last"'] and "<" not in spoken
-    other = viz.frame_slider(["data:a"], ["x"], ["y"], "dial").data
+    other = sliders.frame_slider(["data:a"], ["x"], ["y"], "dial").data
     assert re.search(r'id="(.*?)"', html)[1] != re.search(r'id="(.*?)"', other)[1]
 
 
@@ -44,7 +46,7 @@ def test_an_explorer_is_frames_in_a_page_and_draws_anew_where_there_is_a_kernel(
         plt.close(figure)
         return figure, f"height {value}", f"A bar of {value}."
 
-    explorer = viz.explore(draw, "height", (1, 2), start=2, live=(0.5, 1, 2, 4))
+    explorer = sliders.explore(draw, "height", (1, 2), start=2, live=(0.5, 1, 2, 4))
     assert drawn == [1, 2], "live values are drawn when asked for"
     shown = explorer._repr_mimebundle_()
     assert shown["text/html"].count("<img ") == 2 and "application/vnd.jupyter.widget-view+json" in shown
@@ -58,7 +60,7 @@ def test_an_explorer_is_frames_in_a_page_and_draws_anew_where_there_is_a_kernel(
     slider.value = 1
     assert re.findall(r'<img src="(.*?)"', picture.value) == [frames[0][0]], "one function draws both"
     with pytest.raises(ValueError):
-        viz.explore(draw, "height", (1, 2), start=3)
+        sliders.explore(draw, "height", (1, 2), start=3)
 
 
 def test_two_classes_have_no_medium():
