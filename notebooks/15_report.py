@@ -354,6 +354,9 @@ parting = {
 }
 scales = sorted({r["run"]["guidance_scale"] for r in study.records})
 rs, call = study.select("rs"), study.select("call")
+fashion = records.by_steps(everything)["fashion-mnist-ir100-cpu-image_size=8"]
+longest = fashion[max(fashion)]
+resampled = paired(longest.select("rs"), longest.select("ddpm"), "few", ratio=True)
 price = [
     f"{word} {mean(rs, *keys):.2f} v {mean(call, *keys):.2f}"
     for word, keys in (
@@ -415,6 +418,11 @@ surprises = {
     "Plain re-sampling": (
         f"overall FID of RS over CALL: {paired(rs, call, ratio=True).words()}; but on Few {', '.join(price)}",
         "09_rivals",
+    ),
+    "Plain re-sampling, on Fashion-MNIST": (
+        f"FID on Few of RS over DDPM: {resampled.words()}, against a test set and with few copies; of CALL over DDPM: "
+        f"{paired(longest.select('call'), longest.select('ddpm'), 'few', ratio=True).words()}",
+        "12_does_the_gain_last",
     ),
     "The gain, in other places": (
         f"of {len(gains)} comparisons on Few with three seeds or more, CALL over its base loss, {len(where('better'))} are "

@@ -275,6 +275,12 @@ def test_the_readme_shows_what_the_records_say():
     digits, longer = by_name["digits-ir50-cpu"], by_name["digits-ir50-cpu-steps=12000"]
     sqrt, ddpm = digits.select("rs-sqrt"), digits.select("ddpm")
     assert f"the FID on Few to {paired(sqrt, ddpm, 'few', ratio=True).words()} of DDPM's" in text
+    fashion = by_name["fashion-mnist-ir100-cpu-image_size=8-steps=10000"]
+    rs, plain = fashion.select("rs"), fashion.select("ddpm")
+    assert f"it brings it to {paired(rs, plain, 'few', ratio=True).words()} of DDPM's against a test set" in text
+    paths = ("metrics", "few", "recall"), ("copies", "few", "nearest_is_train")
+    recalls, few_copies = ([records.mean_std(found, *path)[0] for found in (rs, plain)] for path in paths)
+    assert recalls[0] > recalls[1] and few_copies[0] < 0.06, "a higher recall, few copies"
     copies = [records.mean_std(found, "copies", "few", "nearest_is_train")[0] for found in (sqrt, ddpm)]
     assert 1.8 < copies[0] / copies[1] < 2.2, "copies twice as often"
     machine = records.benchmark("evidence")["copies"]["few"]["fid"]
