@@ -247,7 +247,7 @@ pd.DataFrame(
 ).T.map("{:.3g}".format)
 
 # %% [markdown]
-# **Re-sampling brings FID on Few to well under half of DDPM's**, for some ten percent on Many. On digits it did so by
+# **Re-sampling brings FID on Few to less than half of DDPM's**, for ten percent or so on Many. On digits it did so by
 # copying. Here, against a test set, recall *rises*, and copies are few, though about twice as many as chance would have
 # (0.025). The rarest images were seen a thousand times each; on digits it was thirteen thousand times, and in the paper's
 # training on CIFAR-10, where RS is worse than DDPM, it would be thirty-eight thousand. Whoever trains on imbalanced data for
@@ -420,5 +420,6 @@ for seed in ours:
 #
 # **Take-away.** CALL's gain looks like a head start: it shrinks in longer training, and with the most training or guidance
 # that we tried none is to be seen on digits; on OC with Fashion-MNIST a part is still there after 10,000 steps. On DDPM's
-# loss other data do not have it. One number of steps, one base loss and one guidance scale are one answer.
+# loss other data do not have it, and there re-sampling gives many times as much. One number of steps, one base loss and one
+# guidance scale are one answer.
 # **Next.** {doc}`13_your_own_data`: the method on a folder of photos.

@@ -264,7 +264,8 @@ table
 # * **All $D^\ast$ zero or nearly so.** The collection is about balanced: CALL then changes nothing, and costs two predictions a
 #   step for it. Train `ddpm`.
 # * **Some classes far below $N^\ast$.** The case that CALL is made for. Whether it is *better* there than plain re-sampling
-#   is another question: on digits it was not ({doc}`09_rivals`). Train `rs` and `ddpm` beside it.
+#   is another question: on digits it was not ({doc}`09_rivals`), and on Fashion-MNIST it was far from it
+#   ({doc}`12_does_the_gain_last`). Train `rs` and `ddpm` beside it.
 # * **A class with a handful of images.** No loss makes up for pictures that do not exist. The model may learn these few by
 #   heart, and a score against the same few images would praise it. More photos of that class are worth more than any
 #   method.
