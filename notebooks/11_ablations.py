@@ -334,10 +334,7 @@ for lam, found in zip(lambdas, same_seeds(lambdas.values()), strict=True):
         for c, r in zip(curves, found, strict=True)
     ]
     fid = {
-        s.capitalize(): "{:.2f} ± {:.2f}".format(
-            *records.mean_std(found, "metrics", s, "fid")
-        )
-        for s in ("few", "overall")
+        s.capitalize(): records.score_words(found, s, "fid") for s in ("few", "overall")
     }
     rows[f"{lam:g}"] = {"seeds": len(found)} | fid
     rows[f"{lam:g}"] |= {
