@@ -148,19 +148,23 @@ SCORES = {
     "copies": ("copies", "few", "nearest_is_train"),
     "recall": ("metrics", "few", "recall"),
 }
-rows = {}
-for steps, at in way.items():
-    found = {"DDPM": at.select("ddpm"), "CALL": at.select("call")}
+
+
+def means_on_few(at, *methods):
+    """By score and method, over the seeds that all have."""
+    found = {TITLES[m]: at.select(m) for m in methods}
     seeds = records.shared_seeds(found.values())
-    for name, of in found.items():
-        of = [r for r in of if r["run"]["seed"] in seeds]
-        for word, path in SCORES.items():
-            rows.setdefault(f"{steps:,}", {})[word, name] = records.mean_std(of, *path)[
-                0
-            ]
-pd.DataFrame(rows).T.sort_index(
-    axis="columns", level=0, sort_remaining=False
-).rename_axis("steps").map("{:.3g}".format)
+    means = {}
+    for word, path in SCORES.items():
+        for name, of in found.items():
+            shared = [r for r in of if r["run"]["seed"] in seeds]
+            means[word, name] = records.mean_std(shared, *path)[0]
+    return means
+
+
+pd.DataFrame(
+    {f"{steps:,}": means_on_few(at, "ddpm", "call") for steps, at in way.items()}
+).T.rename_axis("steps").map("{:.3g}".format)
 
 # %% [markdown]
 # ## Another imbalance ratio
@@ -224,27 +228,15 @@ pd.DataFrame(
 # %%
 pd.DataFrame(
     {
-        f"RS / DDPM, guidance {scale:g}": tables.ratio_row(
+        f"{scale:g}": tables.ratio_row(
             *(end.select(m, guidance_scale=scale) for m in ("rs", "ddpm"))
         )
         for scale in (1, 1.5)
     }
-).T
+).T.rename_axis("guidance")
 
 # %%
-found = {TITLES[m]: end.select(m) for m in ("ddpm", "call", "rs")}
-seeds = records.shared_seeds(found.values())
-pd.DataFrame(
-    {
-        name: {
-            word: records.mean_std([r for r in of if r["run"]["seed"] in seeds], *path)[
-                0
-            ]
-            for word, path in SCORES.items()
-        }
-        for name, of in found.items()
-    }
-).T.map("{:.3g}".format)
+pd.Series(means_on_few(end, "ddpm", "call", "rs")).unstack(0).map("{:.3g}".format)
 
 # %% [markdown]
 # **Re-sampling brings FID on Few to less than half of DDPM's**, for ten percent or so on Many. On digits it did so by

@@ -384,9 +384,9 @@ pd.DataFrame(
 ).T.map("{:.4f}".format)
 
 # %% [markdown]
-# The bias that does nothing, which had grown larger than the one that does something, stays. (On a CPU. On a GPU
-# PyTorch rounds the inputs of float32 convolutions to TF32, with eleven bits, unless told not to; there it has still to
-# be seen.) Queries and keys were of normal size on digits before the change, too, and a whole run of CALL with
+# The bias that does nothing had grown larger than the one that does something, and now stays near zero. (On a CPU. On a
+# GPU PyTorch rounds the inputs of float32 convolutions to TF32, with eleven bits, unless told not to; there it has
+# still to be seen.) Queries and keys were of normal size on digits before the change, too, and a whole run of CALL with
 # attention in bfloat16 had the base loss of one in float32:
 
 # %%

@@ -17,9 +17,9 @@ RECORDS = records.load_records()
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock's: other tests run beside it
     main(["table", "--out", str(folder)])
-    assert time.perf_counter() - began < 60
+    assert time.process_time() - began < 60
     return folder
 
 
