@@ -233,7 +233,7 @@ pd.DataFrame(
         )
         for scale in (1, 1.5)
     }
-).T.rename_axis("guidance")
+).T.rename_axis("guidance")[["seeds", "Many", "Few", "Overall"]]
 
 # %%
 pd.Series(means_on_few(end, "ddpm", "call", "rs")).unstack(0).map("{:.3g}".format)
