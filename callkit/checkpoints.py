@@ -174,9 +174,7 @@ def read_log(path: str | Path) -> list[StepRecord]:
             return {k: from_json(v) for k, v in value.items()}
         return float("nan") if value is None else value
 
-    if not Path(path).exists():
-        return []
-    lines = [line for line in Path(path).read_text().splitlines(keepends=True) if line.endswith("\n")]  # no torn one
+    lines = records.whole_lines(Path(path))
     return [StepRecord(**{k: from_json(v) for k, v in json.loads(line).items()}) for line in lines]
 
 

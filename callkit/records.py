@@ -114,6 +114,13 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     return path
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file to which somebody may be writing, or was when killed: without a torn last one. None without a
+    file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
 def to_json(value):
     """`value` with NaN as null, for strict JSON."""
     if isinstance(value, dict):

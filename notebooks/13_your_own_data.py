@@ -51,7 +51,7 @@ from callkit import (
     training,
     viz,
 )
-from callkit.allocation import class_weights
+from callkit.allocation import AllocationLoss, class_weights
 from callkit.diffusion import NoiseSchedule
 
 notebook.check(
@@ -251,7 +251,7 @@ table = pd.DataFrame(
         "held out": real.unseen.counts,
         "ω_Con": con.numpy().round(2),
         "ω_Div": div.numpy().round(2),
-        "D*": (bound * (div / con).log().clamp(min=0)).numpy().round(3),
+        "D*": AllocationLoss(counts, bound=bound).rest_points().numpy().round(3),
     },
     index=list(names),
 ).sort_values("to train on", ascending=False)
@@ -563,8 +563,7 @@ for plan, extra in plans.items():
     n = counts.copy()
     for rank, more in extra.items():
         n[order[rank]] += more
-    ratio = torch.divide(*reversed(class_weights(n)))
-    rest[plan] = (bound * ratio.log().clamp(min=0)).numpy().round(3)
+    rest[plan] = AllocationLoss(n, bound=bound).rest_points().numpy().round(3)
 pd.DataFrame(rest, index=list(names)).loc[table.index]
 
 # %% [markdown]

@@ -56,13 +56,14 @@ def time_limit(seconds: float | None):
 
 
 def read_marks(run: Path) -> list[dict]:
-    """The lines of a run's marks.jsonl; one that was cut off is dropped, from the file as well, and done again."""
-    path = run / MARKS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        with records.replacing(path) as temporary:
-            temporary.write_text("".join(lines[:-1]))
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a run's marks.jsonl; one that was cut off is dropped, and done again."""
+    return [json.loads(line) for line in records.whole_lines(run / MARKS)]
+
+
+def add_mark(run: Path, mark: dict) -> None:
+    """One more line, in place of one that was cut off."""
+    with records.replacing(run / MARKS) as temporary:
+        temporary.write_text("".join(json.dumps(m) + "\n" for m in [*read_marks(run), mark]))
 
 
 class Slice:
@@ -184,8 +185,7 @@ class Slice:
             },
             "provenance": records.provenance(torch.device(self.device)),
         }
-        with (run / MARKS).open("a") as f:
-            f.write(json.dumps(line) + "\n")
+        add_mark(run, line)
         shutil.rmtree(parts)
 
     def going(self) -> list[Path]:

@@ -179,6 +179,5 @@ def test_a_mark_that_was_cut_off_is_dropped_and_the_next_one_is_whole(tmp_path):
     path = tmp_path / train_slice.MARKS
     path.write_text('{"step": 10}\n{"ste')
     assert train_slice.read_marks(tmp_path) == [{"step": 10}]
-    with path.open("a") as f:
-        f.write('{"step": 20}\n')
+    train_slice.add_mark(tmp_path, {"step": 20})
     assert train_slice.read_marks(tmp_path) == [{"step": 10}, {"step": 20}]
