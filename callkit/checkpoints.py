@@ -1,17 +1,16 @@
 """What a run folder holds: checkpoints, the log of step records, and a lock while somebody trains there."""
 
-import errno
 import json
 import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -118,6 +117,21 @@ def check_weights(path: str | Path, weights: str) -> None:
         raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
 
 
+@torch.no_grad()
+def load_ema(parameters: dict[str, Tensor], tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Give a network's trained parameters the averaged values of the checkpoint at `path`, whose tensors these are.
+    ValueError unless names and shapes are the same."""
+    ema = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
+    wrong = sorted(ema.keys() ^ parameters.keys()) or [k for k, p in parameters.items() if p.shape != ema[k].shape]
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit the network that its config describes: of {len(wrong)} parameters name or shape "
+            f"differs, {wrong[0]} the first"
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(ema[name])
+
+
 def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") -> tuple[UNet, TrainConfig]:
     """A plain U-Net in eval mode from a checkpoint's EMA weights, and the run's config.
 
@@ -131,12 +145,7 @@ def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") ->
     tensors, metadata = load_checkpoint(path)
     config = TrainConfig.from_dict(metadata["config"])
     model = build_model(config, metadata["in_channels"], metadata["num_classes"])
-    prefix = "ema."
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the network that its config describes: {error}") from error
+    load_ema(dict(model.named_parameters()), tensors, path)
     if weights != "reserved":
         model = merge(model, scale=1.0 if weights == "theta" else 0.0)
     return model.eval().requires_grad_(False).to(device), config
@@ -186,35 +195,29 @@ def log_line(record: StepRecord) -> str:
 def locked(run: Path) -> Iterator[None]:
     """Within the block this process alone trains in `run`. TrainingError, naming the other, if one does already.
 
-    The lock goes with the process, also when that is killed; on a file system without locks there is none, and a
-    warning says so. The folder is made; OSError if that cannot be. What was made goes again if the block leaves nothing
-    there.
+    The lock is one of `records.alone`. The folder is made; OSError if that cannot be. What was made goes again if the
+    block leaves nothing there.
     """
     made = [p for p in (run, *run.parents) if not p.exists()]
     records.check_writable(run)
-    # A soft lock, a file that a killed process leaves behind, would block the run for good.
-    lock, holder = FileLock(run / LOCK, timeout=0, fallback_to_soft=False), run / HOLDER
-    try:
-        lock.acquire()
-    except Timeout:
-        who = holder.read_text() if holder.exists() else "another process"
-        raise TrainingError(f"{run} is in use by {who}; wait for it, stop it, or choose another run folder") from None
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise
-        warnings.warn(
-            f"{run} is on a file system without locks: see to it that one process at a time trains there", stacklevel=3
-        )
-    try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        for left_by_a_killed_run in run.glob(f".{CHECKPOINT}.*"):
-            left_by_a_killed_run.unlink()
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-        if made and {p.name for p in run.iterdir()} <= {LOCK}:
-            (run / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # a folder that somebody else needs by now
-                for folder in made:
-                    folder.rmdir()
+    holder = run / HOLDER
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(records.alone(run / LOCK, timeout=0))
+        except Timeout:
+            who = holder.read_text() if holder.exists() else "another process"
+            raise TrainingError(
+                f"{run} is in use by {who}; wait for it, stop it, or choose another run folder"
+            ) from None
+        try:
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            for left_by_a_killed_run in run.glob(f".{CHECKPOINT}.*"):
+                left_by_a_killed_run.unlink()
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            if made and {p.name for p in run.iterdir()} <= {LOCK}:
+                with suppress(OSError):  # a folder that somebody else needs by now
+                    (run / LOCK).unlink(missing_ok=True)
+                    for folder in made:
+                        folder.rmdir()

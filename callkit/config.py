@@ -70,6 +70,11 @@ SAMPLING: dict[str, dict] = {
 GUIDANCE_SCALE = 1.0  # 1 is none; see sampling for the convention
 
 
+def usual_images(profile: str, num_classes: int) -> int:
+    """How many images an evaluation samples overall unless told otherwise: equally many of each class."""
+    return SAMPLING[profile]["images"] // num_classes * num_classes
+
+
 def default_extractor(dataset: str, profile: str) -> str:
     """`digits` for digits; else the paper's in the profile `paper`, and `lite0`, which needs no download, in others."""
     if dataset == "digits":

@@ -18,10 +18,9 @@ from urllib.error import URLError
 import numpy as np
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
 
-from callkit import folders
+from callkit import folders, records
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _torchvision(name: str, root: Path, train: bool = True):
 
     root.mkdir(parents=True, exist_ok=True)
     # one process downloads, the others wait; where nothing can be written there is nothing to wait for
-    alone = FileLock(root / f".{name}.lock") if os.access(root, os.W_OK) else nullcontext()
+    alone = records.alone(root / f".{name}.lock") if os.access(root, os.W_OK) else nullcontext()
     try:
         with alone:
             return getattr(datasets, name)(root, train=train, download=True)

@@ -199,12 +199,13 @@ def evaluate_run(
         )
     usual = config.SAMPLING[run.profile]
     steps, per_split = usual["steps"], usual["per_split"]
-    if images is None:
-        images = usual["images"]
-    elif images != usual["images"]:
-        per_split = None
+    most = config.usual_images(run.profile, model.num_classes)
+    images = most if images is None else images
     if images < 2 * model.num_classes:
         raise ValueError(f"images must be at least two a class, {2 * model.num_classes}; got {images}")
+    images -= images % model.num_classes
+    if images != most:
+        per_split = None
     real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size, run.held_out)
 
     groups = data.splits(real.train.counts)
@@ -248,7 +249,7 @@ def evaluate_run(
         "evaluation": {
             "extractor": extractor,
             "extractor_sha256": metrics.extractor_hash(extractor),
-            "generated_images": images // model.num_classes * model.num_classes,
+            "generated_images": images,
             "generated_images_per_split": per_split,
             "real_images": len(real.reference),
             "reference": _reference(real, run.imbalance_ratio),
@@ -265,7 +266,7 @@ def evaluate_run(
     }
     words = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
     words += [extractor] if extractor != default else []
-    words += [f"n{images}"] if images != usual["images"] else []
+    words += [f"n{images}"] if images != most else []
     path = _write(results, run, *words, weights, record=record)
     shutil.rmtree(unfinished)
     return path

@@ -187,13 +187,7 @@ def _load(path: str | Path) -> tuple[StableDiffusionPipeline, StableDiffusion, T
         raise ValueError(f"{path} is of a pixel model: use python -m callkit")
     tune = TuneConfig.from_dict(about["config"])
     pipe, model = build(tune, about["class_names"])
-    ema = {k.removeprefix("ema."): v for k, v in tensors.items() if k.startswith("ema.")}
-    if wrong := ema.keys() ^ adapter_parameters(model).keys():
-        raise ValueError(f"{path} does not fit its own settings: {sorted(wrong)[0]} is in one of the two only")
-    try:
-        model.unet.load_state_dict(ema, strict=False)
-    except RuntimeError as error:  # another shape
-        raise ValueError(f"{path} does not fit its own settings: {error}") from error
+    checkpoints.load_ema(adapter_parameters(model), tensors, path)
     return pipe, model.eval(), tune
 
 

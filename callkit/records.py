@@ -4,12 +4,14 @@ A record is one JSON file per finished run and evaluation. Every number the book
 """
 
 import csv
+import errno
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from callkit.config import SAMPLING, default_extractor
+from callkit.config import default_extractor, usual_images
 
 SCHEMA_VERSION = 1
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -103,11 +105,36 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Within the block no other process is in one with this lock file. filelock.Timeout if one is for longer than
+    `timeout` seconds (-1: wait).
+
+    The lock goes with the process, also when that is killed; on a file system without locks there is none, and a
+    warning says so.
+    """
+    # A soft lock, a file that a killed process leaves behind, would shut others out for good.
+    lock = FileLock(path, timeout=timeout, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno != errno.ENOSYS:
+            raise
+        warnings.warn(
+            f"{path.parent} is on a file system without locks: see to it that one process at a time works there",
+            stacklevel=4,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     """`path`, which `make` is told to write if it is not there. Of several processes one does, and the others wait."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with alone(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 with replacing(path) as temporary:
                     make(temporary)
@@ -228,6 +255,13 @@ def method_overrides(record: dict) -> dict:
     return {k: v for k, v in record["run"]["overrides"].items() if k not in BUDGET}
 
 
+def study_name(dataset: str, imbalance_ratio: float | None, profile: str, **budget) -> str:
+    """Of records with the usual extractor and number of images; `budget` has the settings of BUDGET that are not the
+    profile's."""
+    words = [f"{k}={budget[k]}" for k in BUDGET if k in budget]
+    return "-".join([data_word(dataset, imbalance_ratio), profile, *words])
+
+
 def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
     """Records, and those of diverged runs, by what they may be compared with; the largest study first.
 
@@ -236,14 +270,12 @@ def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
 
     def words(r) -> str:
         run = r["run"]
-        budget = [f"{k}={run['overrides'][k]}" for k in BUDGET if k in run["overrides"]]
-        return "-".join([data_word(run["dataset"], run["imbalance_ratio"]), run["profile"], *budget])
+        return study_name(run["dataset"], run["imbalance_ratio"], run["profile"], **run["overrides"])
 
     def measured(r) -> list[str]:
         """The extractor and the number of images, unless they are the usual ones."""
         run, by, images = r["run"], r["evaluation"]["extractor"], r["evaluation"]["generated_images"]
-        classes = len(run["class_counts"])
-        usual = SAMPLING[run["profile"]]["images"] // classes * classes
+        usual = usual_images(run["profile"], len(run["class_counts"]))
         others = [by] if by != default_extractor(run["dataset"], run["profile"]) else []
         return others + ([f"n{images}"] if images != usual else [])
 
@@ -277,7 +309,7 @@ def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, 
     """The one with these words, nothing of the budget overridden, and the usual extractor and number of images;
     ValueError if there is none."""
     by_name = {study.name: study for study in found}
-    if (name := f"{data_word(dataset, imbalance_ratio)}-{profile}") not in by_name:
+    if (name := study_name(dataset, imbalance_ratio, profile)) not in by_name:
         raise ValueError(f"no records of {name}; there are {', '.join(by_name) or 'none'}")
     return by_name[name]
 

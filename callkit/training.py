@@ -78,6 +78,16 @@ def step_index(config: Settings, labels: Tensor, step: int) -> Tensor:
     return batch_index(len(labels), config.batch_size, config.seed, step)
 
 
+def learning_rate(config: Settings, step: int) -> float:
+    """Of step `step`, counted from 0: grows linearly over `config.warmup` steps, then stays."""
+    return config.lr * min(1.0, (step + 1) / max(1, config.warmup))
+
+
+def ema_decay(config: Settings, step: int) -> float:
+    """Of the weights' average at step `step`: small at first, so that the average forgets the initial weights."""
+    return min(config.ema_decay, (1 + step) / (10 + step))
+
+
 @contextmanager
 def _global_seed(seed: int, device: torch.device):
     """Dropout draws from PyTorch's global generator: seed it for the block and put it back."""
@@ -159,12 +169,11 @@ class _State:
         """Adam with warm-up and clipping, then the EMA; returns the gradient's norm before clipping."""
         c = self.config
         for group in self.optimiser.param_groups:
-            group["lr"] = c.lr * min(1.0, (step + 1) / max(1, c.warmup))
+            group["lr"] = learning_rate(c, step)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), c.grad_clip, foreach=True)
         self.optimiser.step()
-        decay = min(c.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - ema_decay(c, step))
         return norm
 
     def record(self, step: int, seconds: float) -> StepRecord:

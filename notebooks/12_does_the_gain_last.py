@@ -198,7 +198,9 @@ pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)[
 # trained on as rarely as chance has it. Each run was stopped four times to be measured:
 
 # %% mystnb={"figure": {"caption": "Fashion-MNIST at 8 × 8, IR 100: FID of θ against training steps, a dot per seed and a line through the means, FID on logarithmic axes, without guidance.", "name": "fig-steps"}, "image": {"alt": "Three panels, Many, Medium and Few, with falling lines from 2,500 to 10,000 steps. Those of DDPM and CALL lie on one another; OC and OC + CALL lie above.", "classes": "dark-light"}}
-fashion = records.by_steps(everything)["fashion-mnist-ir100-cpu-image_size=8"]
+fashion = records.by_steps(everything)[
+    records.study_name("fashion-mnist", 100, "cpu", image_size=8)
+]
 curves, against_ddpm = tables.steps_figures(fashion).values()
 curves
 # %% mystnb={"figure": {"caption": "The same runs: FID over that of DDPM with the same seed and as many steps.", "name": "fig-steps-ratio"}, "image": {"alt": "Three panels with a row for each method and number of steps. All means of CALL lie within a few percent of the line of DDPM, and all their intervals hold it; OC and OC + CALL lie to the right.", "classes": "dark-light"}}

@@ -354,7 +354,9 @@ parting = {
 }
 scales = sorted({r["run"]["guidance_scale"] for r in study.records})
 rs, call = study.select("rs"), study.select("call")
-fashion = records.by_steps(everything)["fashion-mnist-ir100-cpu-image_size=8"]
+fashion = records.by_steps(everything)[
+    records.study_name("fashion-mnist", 100, "cpu", image_size=8)
+]
 longest = fashion[max(fashion)]
 resampled = paired(longest.select("rs"), longest.select("ddpm"), "few", ratio=True)
 price = [

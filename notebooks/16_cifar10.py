@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from callkit import data, notebook, probes, records, viz
+from callkit import data, notebook, probes, records, training, viz
 from callkit.allocation import AllocationLoss
 from callkit.checkpoints import build_model, load_checkpoint, load_model
 from callkit.config import PROFILES, TITLES, TrainConfig, make_config
@@ -334,14 +334,12 @@ def walk(config, channels):
     """Size of an averaged bias whose every gradient was noise."""
     generator = torch.Generator().manual_seed(0)
     bias, average = torch.zeros(channels), torch.zeros(channels)
-    adam = torch.optim.Adam([bias], lr=config["lr"])
-    for step in range(config["steps"]):
+    adam = torch.optim.Adam([bias])
+    for step in range(config.steps):
         bias.grad = torch.randn(channels, generator=generator)
-        adam.param_groups[0]["lr"] = config["lr"] * min(
-            1, (step + 1) / config["warmup"]
-        )
+        adam.param_groups[0]["lr"] = training.learning_rate(config, step)
         adam.step()
-        average.lerp_(bias, 1 - min(config["ema_decay"], (step + 1) / (step + 10)))
+        average.lerp_(bias, 1 - training.ema_decay(config, step))
     return average.norm().item()
 
 
@@ -357,10 +355,11 @@ runs = {
 pd.DataFrame(
     {
         title: {
-            "of noise alone": f"{walk(c, c['channels'] * c['channel_mult'][1]):.2f}",
+            "of noise alone": f"{walk(c, c.channels * c.channel_mult[1]):.2f}",
             "in the run": ", ".join(f"{of['k bias']:.2f}" for of in sizes.values()),
         }
-        for title, (c, sizes) in runs.items()
+        for title, (settings, sizes) in runs.items()
+        for c in [TrainConfig.from_dict(settings)]
     }
 ).T
 

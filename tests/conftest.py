@@ -41,9 +41,10 @@ def reserved() -> UNet:
 def matmul():
     """PyTorch's settings of matrix products on a GPU, put back after the test (monkeypatch cannot)."""
     settings = torch.backends.cuda.matmul
-    before = settings.fp32_precision
+    name = "fp32_precision" if hasattr(settings, "fp32_precision") else "allow_tf32"  # PyTorch before 2.9
+    before = getattr(settings, name)
     yield settings
-    settings.fp32_precision = before
+    setattr(settings, name, before)
 
 
 @pytest.fixture

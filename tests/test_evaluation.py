@@ -62,7 +62,8 @@ def test_a_record_says_how_long_sampling_took_and_where_though_another_process_b
 
 
 def test_another_number_of_images_is_another_record_and_another_study(run, tmp_path):
-    usual, fewer = (evaluation.evaluate_run(run, results=tmp_path, images=n) for n in (None, 40))
+    usual, fewer, rounded = (evaluation.evaluate_run(run, results=tmp_path, images=n) for n in (None, 45, 105))
+    assert rounded == usual, "equally many of each class"
     assert fewer.name == usual.name.replace("theta", "n40-theta")
     counts = [records.read_record(p)["evaluation"]["generated_images"] for p in (usual, fewer)]
     assert counts == [100, 40] and scores(usual) != scores(fewer)

@@ -506,7 +506,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path):
     }
     for kind, those in damaged.items():
         checkpoints.save_checkpoint(tmp_path / kind, those, about)
-        with pytest.raises(ValueError, match="does not fit its own settings"):
+        with pytest.raises(ValueError, match="does not fit the network that its config describes"):
             lora.load_model(tmp_path / kind)
 
 

@@ -275,7 +275,7 @@ def test_the_readme_shows_what_the_records_say():
     digits, longer = by_name["digits-ir50-cpu"], by_name["digits-ir50-cpu-steps=12000"]
     sqrt, ddpm = digits.select("rs-sqrt"), digits.select("ddpm")
     assert f"the FID on Few to {paired(sqrt, ddpm, 'few', ratio=True).words()} of DDPM's" in text
-    fashion = by_name["fashion-mnist-ir100-cpu-image_size=8-steps=10000"]
+    fashion = by_name[records.study_name("fashion-mnist", 100, "cpu", steps=10000, image_size=8)]
     rs, plain = fashion.select("rs"), fashion.select("ddpm")
     assert f"it brings it to {paired(rs, plain, 'few', ratio=True).words()} of DDPM's against a test set" in text
     paths = ("metrics", "few", "recall"), ("copies", "few", "nearest_is_train")

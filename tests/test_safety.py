@@ -112,11 +112,23 @@ def test_a_checkpoint_is_as_readable_as_a_log_and_one_that_cannot_be_opened_is_n
         load_newest(tmp_path)
 
 
-def test_without_locks_a_run_goes_on_and_says_so(tmp_path, monkeypatch):
-    def no_locks(*_):
+@pytest.fixture
+def no_locks(monkeypatch):
+    """As if the file system had none."""
+
+    def fail(*_):
         raise OSError(errno.ENOSYS, "not here")
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", fail)
+
+
+def test_without_locks_a_file_is_made_all_the_same_and_nothing_is_left_to_wait_for(no_locks, tmp_path):
+    with pytest.warns(UserWarning, match="is on a file system without locks"):
+        made = records.made_once(tmp_path / "made", lambda path: path.write_text("all"))
+    assert made.read_text() == "all" and not any(p.read_text() for p in tmp_path.iterdir() if p != made)
+
+
+def test_without_locks_a_run_goes_on_and_says_so(no_locks, tmp_path):
     with pytest.warns(UserWarning, match="is on a file system without locks"), checkpoints.locked(tmp_path):
         (tmp_path / "done").touch()
     assert {p.name for p in tmp_path.iterdir()} <= {"done", checkpoints.LOCK}
