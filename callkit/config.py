@@ -154,6 +154,7 @@ class TrainConfig(Settings):
     # the data's and the base loss's own words
     image_size: int | None = None  # None: the data set's own
     held_out: float = 0.0  # share of each class that is never trained on, where imbalance_ratio is None
+    redraw: bool = False  # with each seed another subset of the data, in place of the field's published one
     resample: float = 0.0  # class shares in a batch: N_c^(1 - resample), so 0 natural, 0.5 square root, 1 balanced
     augment: bool = False  # ADA: warp the images and tell the network how
     base_options: dict = field(default_factory=dict)  # keyword arguments of the objective

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from callkit import folders, records
+from callkit.config import Settings
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,13 @@ def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float) -> 
     return counts
 
 
-def long_tailed_indices(labels: Tensor, counts: np.ndarray) -> np.ndarray:
-    """Indices of the kept images, class by class, identical to the field's published subsets.
+def long_tailed_indices(labels: Tensor, counts: np.ndarray, draw: int = 0) -> np.ndarray:
+    """Indices of the kept images, class by class; those of draw 0 are identical to the field's published subsets.
 
-    NumPy's legacy generator, seed 0, once; each class's indices shuffled in place, the first N_c kept.
-    The subset is part of the data set's definition, so it does not depend on a run's seed. ValueError if a class has
-    fewer images than it is to keep.
+    NumPy's legacy generator, seeded with `draw`, once; each class's indices shuffled in place, the first N_c kept.
+    ValueError if a class has fewer images than it is to keep.
     """
-    rng, labels, kept = np.random.RandomState(0), labels.numpy(), []
+    rng, labels, kept = np.random.RandomState(draw), labels.numpy(), []
     for c, n in enumerate(counts):
         index = np.flatnonzero(labels == c)
         if n > len(index):
@@ -316,13 +316,14 @@ def load_long_tailed(
     root: str | Path = "data",
     image_size: int | None = None,
     held_out: float = 0.0,
+    draw: int = 0,
 ) -> LongTailed:
     """`dataset` made long-tailed, in the order of its classes; with imbalance_ratio=None its counts stay as they are.
 
     N_max is the size of the smallest class, so that every class can fill its share; for celeba-hq, whose majority is
     to be the larger class, it is N / C, as in the field's code. `held_out`, for imbalance_ratio=None alone, is the
-    share of each class that is not trained on, rounded to whole images; ValueError if it leaves a class empty. A test
-    set comes along for those of DATASETS that have one.
+    share of each class that is not trained on, rounded to whole images; ValueError if it leaves a class empty. Which
+    images are kept is a function of `draw` alone. A test set comes along for those of DATASETS that have one.
     """
     if held_out and imbalance_ratio is not None:
         raise ValueError(
@@ -337,8 +338,15 @@ def load_long_tailed(
         if counts.min() < 1:
             name = full.class_names[counts.argmin()]
             raise ValueError(f"held_out {held_out:g} leaves no training image of class {name}")
-        kept = long_tailed_indices(full.labels, counts) if held_out else np.arange(len(full))
+        kept = long_tailed_indices(full.labels, counts, draw) if held_out else np.arange(len(full))
         return LongTailed(full, kept, test)
     n_max = len(full) // full.num_classes if dataset == "celeba-hq" else int(full.counts.min())
     counts = long_tailed_counts(n_max, full.num_classes, imbalance_ratio)
-    return LongTailed(full, long_tailed_indices(full.labels, counts), test)
+    return LongTailed(full, long_tailed_indices(full.labels, counts, draw), test)
+
+
+def load_for(run: Settings, root: str | Path = "data") -> LongTailed:
+    """The data of a run. The subset is part of the data set's definition, draw 0 whatever the run's seed; with
+    `run.redraw` it is draw 1 + seed."""
+    draw = 1 + run.seed if run.redraw else 0
+    return load_long_tailed(run.dataset, run.imbalance_ratio, root, run.image_size, run.held_out, draw)

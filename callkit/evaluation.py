@@ -206,7 +206,7 @@ def evaluate_run(
     images -= images % model.num_classes
     if images != most:
         per_split = None
-    real = data.load_long_tailed(run.dataset, run.imbalance_ratio, data_root, run.image_size, run.held_out)
+    real = data.load_for(run, data_root)
 
     groups = data.splits(real.train.counts)
     counts = metrics.generated_counts(groups, model.num_classes, images, per_split)

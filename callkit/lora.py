@@ -259,9 +259,7 @@ def train(
 
 
 def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bool) -> training.Pieces:
-    train_set = data.load_long_tailed(
-        tune.dataset, tune.imbalance_ratio, data_root, tune.image_size, tune.held_out
-    ).train
+    train_set = data.load_for(tune, data_root).train
     model = build(tune, train_set.class_names)[1].to(device).train()
     smallest = model.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
     if tune.image_size % smallest:

@@ -60,6 +60,7 @@ class TuneConfig(config.Settings):
     grad_clip: float = 1.0
     resample: float = 0.0
     held_out: float = 0.0
+    redraw: bool = False
     base_options: dict = field(default_factory=dict)
 
     def overrides(self) -> dict:

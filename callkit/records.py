@@ -232,7 +232,7 @@ def load_records(folder: str | Path | None = None, diverged: bool = False, **whe
 
 
 # overrides that are of the data and the budget, and not of the method
-BUDGET = ("image_size", "steps", "channels", "precision")
+BUDGET = ("image_size", "redraw", "steps", "channels", "precision")
 
 
 @dataclass(frozen=True)

@@ -139,13 +139,14 @@ def gains(found: list[Study]) -> dict[str, dict[str, Paired]]:
         run = study.records[0]["run"]
         for words in variants(study):
             base = words["method"].removesuffix("call").removesuffix("-") or "ddpm"
+            redrawn = run["overrides"].get("redraw", False)
             if base == words["method"] or words["weights"] != "theta" or words["overrides"]:
                 continue
             pair = study.select(**words), study.select(**plain(words, base))
             ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
             if len(ratio["overall"].seeds) >= claims.SEEDS:
                 name = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
-                name += f", on {TITLES[base]}" * (base != "ddpm")
+                name += ", other images" * redrawn + f", on {TITLES[base]}" * (base != "ddpm")
                 name += f", guided {words['guidance_scale']:g}" * (words["guidance_scale"] != 1)
                 made[name] = ratio
     return made

@@ -272,9 +272,7 @@ def train(
 
 
 def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, compile: bool) -> Pieces:
-    train_set = data.load_long_tailed(
-        config.dataset, config.imbalance_ratio, data_root, config.image_size, config.held_out
-    ).train
+    train_set = data.load_for(config, data_root).train
     num_classes, in_channels, image_size = train_set.num_classes, *train_set.images.shape[1:3]
     with _global_seed(step_seed(config.seed, 1), torch.device("cpu")):
         model = build_model(config, in_channels, num_classes).to(device).train()

@@ -90,7 +90,7 @@ class Slice:
         self.sampler_steps = config.SAMPLING[c.profile]["steps"]
         self.extractor = config.default_extractor(c.dataset, "gpu")  # also for `paper`: no download
         metrics.check_extractor(self.extractor)
-        self.real = data.load_long_tailed(c.dataset, c.imbalance_ratio, data_root, c.image_size, c.held_out)
+        self.real = data.load_for(c, data_root)
         self.load_seconds = time.monotonic() - self.began  # training loads the images again, every time
         if images < 2 * self.real.full.num_classes:
             raise ValueError(f"images must be at least two a class, {2 * self.real.full.num_classes}; got {images}")

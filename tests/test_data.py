@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from callkit import data, folders
+from callkit.config import make_config
 
 # The realised sizes of the field's published subsets (Cao et al., 2019; Qin et al., 2023).
 PUBLISHED = {(5000, 10, 100): 12_406, (5000, 10, 50): 13_996, (500, 100, 100): 10_847, (500, 100, 50): 12_608}
@@ -331,6 +332,18 @@ def test_a_share_of_each_class_is_held_out(tmp_path):
         data.load_long_tailed(name, None, tmp_path, 4, held_out=0.8)
     with pytest.raises(ValueError, match=r"held_out is for a data set's own counts .*at 2 the images left out"):
         data.load_long_tailed(name, 2, tmp_path, 4, held_out=0.3)
+
+
+def test_a_run_has_the_published_subset_or_with_redraw_one_of_its_seed():
+    published = data.load_long_tailed("digits", 50)
+    for seed in (0, 3):
+        assert np.array_equal(data.load_for(make_config(seed=seed)).kept, published.kept)
+    redrawn = [data.load_for(make_config(seed=seed, redraw=True)) for seed in range(5)]
+    assert np.array_equal(redrawn[3].kept, data.long_tailed_indices(published.full.labels, published.train.counts, 4))
+    assert len({tuple(real.kept) for real in [published, *redrawn]}) == 6
+    assert all(np.array_equal(real.train.counts, published.train.counts) for real in redrawn)
+    few = [set(real.kept[-3:]) for real in [published, *redrawn]]  # of the rarest class, which has 174
+    assert len(set.union(*few)) > 12
 
 
 def test_a_set_that_is_kept_whole_is_not_copied():

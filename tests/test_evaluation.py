@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from callkit import checkpoints, evaluation, records, sampling, training
+from callkit import checkpoints, data, evaluation, records, sampling, training
 from callkit.__main__ import main
 from callkit.config import SAMPLING, make_config
 from callkit.diffusion import NoiseSchedule
@@ -73,6 +73,17 @@ def test_another_number_of_images_is_another_record_and_another_study(run, tmp_p
     assert len(records.table(found).splitlines()) == 4, "no mean over both"
     with pytest.raises(ValueError, match="images must be at least two a class, 20; got 19"):
         evaluation.evaluate_run(run, results=tmp_path, images=19)
+
+
+def test_training_and_evaluation_redraw_the_same_images(tmp_path, monkeypatch):
+    draws, load = [], data.load_long_tailed
+    monkeypatch.setattr(data, "load_long_tailed", lambda *a: draws.append(a[-1]) or load(*a))
+    c = make_config(profile="smoke", channels=8, seed=2, redraw=True)
+    list(training.train(c, tmp_path))
+    path = evaluation.evaluate_run(tmp_path / checkpoints.CHECKPOINT)
+    assert draws == [3, 3]
+    found = records.load_records(tmp_path)
+    assert "redraw=True" in path.name and "redraw=True" in records.studies(found)[0].name
 
 
 def test_what_is_measured_was_drawn_as_the_record_says(run, tmp_path):

@@ -93,15 +93,20 @@ def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both()
     found += [made("oc", s) for s in seeds] + [made("oc-call", s) for s in seeds[:2]]  # too few
     found += [made("call", s, overrides={"lam": 0.5}) for s in seeds]  # another method
     found += [made("call", s, weights="theta_g") for s in seeds]
+    found += [made(m, s, overrides={"redraw": True}) for m in ("ddpm", "call") for s in seeds]  # another study
     rows = tables.gain_rows(tables.gains(records.studies(found)))
-    assert [r.pop("where") for r in rows] == ["digits-ir50, 6,000 steps", "digits-ir50, 6,000 steps, on OC, guided 1.5"]
+    assert [r.pop("where") for r in rows] == [
+        "digits-ir50, 6,000 steps",
+        "digits-ir50, 6,000 steps, on OC, guided 1.5",
+        "digits-ir50, 6,000 steps, other images",
+    ]
     logs = np.log([0.79, 0.8, 0.81])
     half = 4.303 * logs.std(ddof=1) / 3**0.5
     words = "{:.3g} [{:.3g}, {:.3g}]".format(*np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]))
     ratio = {"CALL / base on Few": words, "CALL / base overall": words}
-    assert rows == [{"seeds": 3, "Few": "better", "overall": "better"} | ratio] * 2
+    assert rows == [{"seeds": 3, "Few": "better", "overall": "better"} | ratio] * 3
     (axes,) = tables.gain_figure(tables.gains(records.studies(found))).axes
-    assert len(axes.get_yticklabels()) == 2
+    assert len(axes.get_yticklabels()) == 3
 
 
 def test_a_row_of_ratios_is_that_of_the_seeds_that_pair():
