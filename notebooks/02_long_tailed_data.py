@@ -159,9 +159,10 @@ for c in (0, real.full.num_classes - 1):
 # ## Which images we compare with
 #
 # Models are judged against the **balanced** set: the question is whether a rare class is drawn as well as a common one.
-# The field compares with all real images, those that were trained on included, and so do our tables. For the Many
-# classes that rewards copying. Where at least 50 images of every class of a split were never trained on, we
-# therefore also compare with those *unseen* images alone.
+# The field compares with all real images, those that were trained on included, and so do our tables. That rewards
+# copying, on every split ({doc}`04_general_and_expert` shows by how much). Where at least 50 images of every class of a
+# split were never trained on, we also compare with those *unseen* images alone. Here that is Medium and Few; of class 0
+# hardly any is left:
 
 # %%
 for name, classes in splits.items():

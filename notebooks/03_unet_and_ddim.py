@@ -204,7 +204,8 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # \end{aligned}
 # ```
 #
-# The whole model is a regression of noise, with a weight for each timestep. A check of the algebra, term against term:
+# The bound's last step, from $\mathbf{x}_1$ to the image, has this form too: at $t = 1$ the mean of {eq}`eq-unet-mean` is
+# $\mathbf{x}_0$ itself. The whole model is a regression of noise, with a weight for each timestep. A check of the algebra, term against term:
 
 # %%
 alpha, before = 1 - betas, torch.cat([torch.ones(1), alpha_bar[:-1]])

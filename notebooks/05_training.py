@@ -93,10 +93,12 @@ print(
 )
 
 # %% [markdown]
+# (These pages are built on a machine that does other work at the same time. Alone on one core this run took eight minutes.)
+#
 # ## What to expect
 #
-# The curve of this page's slice, and that of the finished run whose record comes with the book. If yours does not
-# follow it, something is different: the seed, the settings, or a bug.
+# The curve of this page's slice, which may be no more than a dot, and that of the finished run whose record comes with the
+# book. If yours does not follow it, something is different: the seed, the settings, or a bug.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record, averages over stretches of it).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 1 and meets the longer, flattening curve of the finished run.", "classes": "dark-light"}}
 curves = {}
@@ -197,6 +199,8 @@ else:
 # %% [markdown]
 # ## The same from a terminal
 #
+# In the environment that `make book` made, `source .venv/bin/activate`:
+#
 # ```bash
 # python -m callkit train --dataset digits --imbalance-ratio 50 --method call --profile cpu --seed 0
 # python -m callkit evaluate runs/digits-ir50/call-cpu/seed0
@@ -224,19 +228,31 @@ else:
 #
 # ```{exercise}
 # :label: ex-images-seen
-# How often does training on digits at IR 50 see each image of the rarest class, and of the most common one?
+# Training on digits at IR 50, in how many of its 6,000 batches is there no image of the rarest class at all?
 # ```
 #
 # ```{solution-start} ex-images-seen
 # :class: dropdown
 # ```
 #
-# Equally often: batches run through shuffled epochs. With $N$ training images,
+# A batch is $b$ of the $N$ training images without replacement (but for the few that reach over the end of an epoch), and
+# has none of the $m$ images of the class with probability $\binom{N - m}{b} / \binom{N}{b}$. That, and a count:
 
 # %%
-n = len(data.load_long_tailed("digits", 50).train)
+import math
+
+from callkit.training import batch_index
+
+train_set = data.load_long_tailed("digits", 50).train
 digits = config.make_config("digits", 50, "call", "cpu")
-print(f"{digits.steps * digits.batch_size / n:.0f} times each")
+n, m = len(train_set), train_set.counts[-1]
+expected = math.comb(n - m, digits.batch_size) / math.comb(n, digits.batch_size)
+rare = train_set.labels == 9
+without = sum(
+    not rare[batch_index(n, digits.batch_size, seed=0, step=k)].any()
+    for k in range(digits.steps)
+)
+print(f"expected {digits.steps * expected:,.0f}, counted {without:,}")
 
 # %% [markdown]
 # ```{solution-end}

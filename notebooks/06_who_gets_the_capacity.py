@@ -16,7 +16,8 @@
 # # 06 · Who gets the capacity?
 #
 # **Objective.** Put the paper's motivating picture, its Figure 1(a), to the test: does pruning a trained network hurt
-# minorities more? **Prerequisites.** {doc}`02_long_tailed_data`. **Time.** 15 minutes to read, a minute to run.
+# minorities more? **Prerequisites.** {doc}`03_unet_and_ddim`; for the last exercise
+# {doc}`04_general_and_expert`. **Time.** 15 minutes to read, a minute to run.
 # **The one figure.** {numref}`fig-pruning-absolute`.
 #
 # The argument of the paper starts here. Majorities, it says, take up most of a network's {term}`capacity`; minorities
@@ -207,9 +208,10 @@ pd.DataFrame(
 
 # %% [markdown]
 # On training images the network fits the rarest classes as well as the common ones: it has learnt their few images by
-# heart. On the balanced set its loss on them is far higher, for most of these images are new to it. Something that was never
-# learnt cannot be damaged, so pruning takes little from it. What Figure 1(a) measures is then how much *memorised* detail
-# of a class the small weights carry, as much as the class's share of capacity.
+# heart. On the balanced set its loss on them is far higher, for most of these images are new to it. What was hardly learnt has
+# little to lose; on the rarest class layer-wise pruning even *lowers* the loss, as if it removed what had been fitted to
+# its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may show how much
+# *memorised* detail of a class the small weights carry, as much as the class's share of capacity.
 #
 # This is one network, on one small data set. It does not refute the paper's figure, which was made on CIFAR-100. It says
 # that the figure cannot be read without its three choices.
@@ -248,7 +250,7 @@ for name, pairs in {
 
 # %% [markdown]
 # Unpaired, not even the sign can be trusted: the values scatter by several times the change itself. Paired, all four have
-# the same sign and size.
+# the same sign, and lie ten times as close together.
 #
 # ```{solution-end}
 # ```
