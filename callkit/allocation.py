@@ -40,10 +40,10 @@ class AllocationLoss:
         lambda (consistency omega_Con D - diversity omega_Div phi(D))
 
     With phi(D) = D, the printed loss, any class with omega_Con < omega_Div gains without limit by pushing
-    D up, and training diverges (Chapter 07). A bounded phi has the same gradient near D = 0 and a floor:
+    D up, and training diverges (Chapter 07). A phi bounded by a constant has the same gradient near D = 0 and a floor:
 
     bound_form     "exponential" is `saturate`; "cap" is min(D, b); "relative" is `saturate` with b times the
-                   sample's base loss in place of b
+                   sample's base loss in place of b, a bound that grows with that loss: for large b there is no floor
     stop_gradient  compare theta^g with a constant theta, so that the loss moves theta^g alone
     centred        D of the difference *without its mean over pixels*, per channel: adding a constant to all pixels,
                    the cheapest way to differ, then gains nothing (Chapter 08)

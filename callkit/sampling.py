@@ -25,11 +25,15 @@ class SamplerStep(NamedTuple):
 
 
 def ddim_timesteps(timesteps: int, steps: int) -> list[int]:
-    """Evenly spaced, last one 0 ("leading" in diffusers): 980, 960, ..., 0 for 50 steps of T = 1000. ValueError for
-    fewer than 1 or more than T steps."""
+    """Evenly spaced, last one 0: 980, 960, ..., 0 for 50 steps of T = 1000. ValueError for fewer than 1 or more than T
+    steps.
+
+    Where steps divides T these are diffusers' "leading" ones. Elsewhere those begin too late, at t = 500 for 501 steps,
+    where an image is not yet all noise.
+    """
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps must be in 1..{timesteps}, got {steps}")
-    return [i * (timesteps // steps) for i in reversed(range(steps))]
+    return [i * timesteps // steps for i in reversed(range(steps))]
 
 
 def guided_eps(model: nn.Module, x: Tensor, t: Tensor, y: Tensor, guidance_scale: float) -> Tensor:

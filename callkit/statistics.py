@@ -56,7 +56,7 @@ class Paired(NamedTuple):
     mean: float  # of ratios the geometric one
     low: float
     high: float
-    p: float  # of the paired t-test; NaN for fewer than two seeds
+    p: float  # of the paired t-test; NaN unless two values differ
     p_exact: float  # of the sign-flip test; NaN without a seed
 
     def words(self) -> str:
@@ -71,6 +71,7 @@ SHARED = (
     *(("run", k) for k in ("dataset", "imbalance_ratio", "profile", "steps", "class_counts")),
     *(("sampling", k) for k in ("sampler", "steps")),
     *(("evaluation", k) for k in ("extractor_sha256", "generated_images", "reference")),
+    ("config", "redraw"),  # absent in the first records, which had the published subset
 )
 
 
@@ -82,24 +83,33 @@ def _by_seed(records: list[dict], split: str, metric: str) -> dict[int, dict]:
 
 
 def paired(
-    ours: list[dict], baseline: list[dict], split: str = "overall", metric: str = "fid", ratio: bool = False
+    ours: list[dict],
+    baseline: list[dict],
+    split: str = "overall",
+    metric: str = "fid",
+    ratio: bool = False,
+    other_steps: bool = False,
 ) -> Paired:
     """Records against records, over the seeds in which both have the score: ours - baseline, with `ratio` ours over it.
 
     Ratios are tested as differences of logarithms. FID is positive and its scatter over seeds grows with its size, so
     for FID take ratios; KID may be negative, and Recall is a share: take differences.
 
-    ValueError if two records have one seed, or differ in what they must share: data, budget, sampler, extractor.
+    ValueError if two records have one seed, or differ in what they must share: data and the images of it, steps,
+    sampler, extractor. In guidance scale, weights and settings they may; with `other_steps` in training steps, too, to
+    compare methods at equal time.
     """
     a, b = (_by_seed(side, split, metric) for side in (ours, baseline))
     seeds = sorted(a.keys() & b.keys())
     for s in seeds:
         for part, key in SHARED:
-            if a[s][part][key] != b[s][part][key]:
+            if (part, key) == ("run", "steps") and other_steps:
+                continue
+            if a[s][part].get(key, False) != b[s][part].get(key, False):
                 raise ValueError(f"{a[s]['file']} and {b[s]['file']} differ in {part}.{key}: they do not pair")
     scores = [[r[s]["metrics"][split][metric] for s in seeds] for r in (a, b)]
     x, y = np.log(scores) if ratio else np.array(scores, dtype=float)
     d, back = x - y, np.exp if ratio else np.asarray
-    p = float(stats.ttest_1samp(d, 0).pvalue) if len(d) > 1 else float("nan")
+    p = float(stats.ttest_1samp(d, 0).pvalue) if len(set(d)) > 1 else float("nan")
     p_exact = sign_flip_p(d) if len(d) else float("nan")
     return Paired(seeds, back(d).tolist(), *(float(back(v)) for v in mean_interval(d)), p, p_exact)

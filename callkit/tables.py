@@ -133,7 +133,10 @@ def methods(study: Study) -> list[str]:
 
 def gains(found: list[Study]) -> dict[str, dict[str, Paired]]:
     """CALL over its base loss without CALL in the studies of `records.ends`, where at least `claims.SEEDS` seeds have
-    both: FID ratios on Few and overall, by data, imbalance ratio, training steps, base loss and guidance scale."""
+    both: FID ratios on Few and overall, by data, imbalance ratio, training steps, base loss and guidance scale.
+
+    Under "base" what that base loss itself is worth at this scale: its FID on Few over that of DDPM without guidance.
+    """
     made = {}
     for study in records.ends(found):
         run = study.records[0]["run"]
@@ -144,12 +147,23 @@ def gains(found: list[Study]) -> dict[str, dict[str, Paired]]:
                 continue
             pair = study.select(**words), study.select(**plain(words, base))
             ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
+            ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
             if len(ratio["overall"].seeds) >= claims.SEEDS:
                 name = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
                 name += ", other images" * redrawn + f", on {TITLES[base]}" * (base != "ddpm")
                 name += f", guided {words['guidance_scale']:g}" * (words["guidance_scale"] != 1)
                 made[name] = ratio
     return made
+
+
+def at_best_scale(ratios: dict[str, dict[str, Paired]]) -> dict[str, dict[str, Paired]]:
+    """Those of `gains` at the guidance scale at which their base loss has the lowest FID on Few, where several were
+    tried."""
+    scales: dict[str, list[str]] = {}
+    for name in ratios:
+        scales.setdefault(name.partition(", guided")[0], []).append(name)
+    best = (min(names, key=lambda name: ratios[name]["base"].mean) for names in scales.values() if len(names) > 1)
+    return {name: ratios[name] for name in best}
 
 
 def gain_rows(ratios: dict[str, dict[str, Paired]]) -> list[dict]:
@@ -162,6 +176,7 @@ def gain_rows(ratios: dict[str, dict[str, Paired]]) -> list[dict]:
             "Few": claims.RULING[claims.verdict(ratio["few"], "lower")],
             "CALL / base overall": ratio["overall"].words(),
             "overall": claims.RULING[claims.verdict(ratio["overall"], "lower")],
+            "base / DDPM on Few": f"{ratio['base'].mean:.3g}" if ratio["base"].seeds else "",
         }
         for name, ratio in ratios.items()
     ]

@@ -138,6 +138,10 @@ pd.DataFrame({"smallest p": smallest}).rename_axis("seeds").T.round(3)
 # > If every seed has the same sign and the interval does not exclude 1, we speak of a *direction*. With fewer
 # > seeds there is nothing to call.
 #
+# One more warning. **Where a comparison has five seeds, two were added after three had been looked at**, in most because
+# these agreed in CALL's favour. An interval that may grow until it decides is narrower than its 95 %;
+# {doc}`12_does_the_gain_last` sets the first three and the added two side by side.
+#
 # **What does a seed fix?** On one machine, with one version of everything, the run, bit for bit. With another PyTorch or
 # other dropout masks the same seed is another run. Our code drew these masks in another way until 24 November 2026, and
 # PyTorch changed as well; so the rows of other $\lambda$ below share images, timesteps and noise with what they are

@@ -272,10 +272,19 @@ def test_the_readme_shows_what_the_records_say():
     studies = records.studies(RECORDS)
     assert records.markdown(tables.gain_rows(tables.gains(studies))) in text
     text, by_name = " ".join(text.split()), {s.name: s for s in studies}
+    gains = tables.gains(studies)
+    at_best = [row["Few"] for row in tables.gain_rows(tables.at_best_scale(gains))]
+    assert at_best == ["–"] * 4, "no gain at the base losses' best scales"
     digits, longer = by_name["digits-ir50-cpu"], by_name["digits-ir50-cpu-steps=12000"]
     sqrt, ddpm = digits.select("rs-sqrt"), digits.select("ddpm")
     assert f"the FID on Few to {paired(sqrt, ddpm, 'few', ratio=True).words()} of DDPM's" in text
-    fashion = by_name[records.study_name("fashion-mnist", 100, "cpu", steps=10000, image_size=8)]
+    early, later, fashion = (
+        by_name[records.study_name("fashion-mnist", 100, "cpu", steps=n, image_size=8)] for n in (5000, 7500, 10000)
+    )
+    pair = early.select("call"), later.select("ddpm")
+    behind = paired(*pair, "few", ratio=True, other_steps=True).words()
+    assert f"FID on Few is {behind} of that of DDPM given nine tenths of the time" in text
+    assert round(7500 / 5000 / records.benchmark("speed")["ratios"]["step, CALL"], 1) == 0.9
     rs, plain = fashion.select("rs"), fashion.select("ddpm")
     assert f"it brings it to {paired(rs, plain, 'few', ratio=True).words()} of DDPM's against a test set" in text
     paths = ("metrics", "few", "recall"), ("copies", "few", "nearest_is_train")

@@ -11,7 +11,7 @@ def last(steps):
     return list(steps)[-1]
 
 
-@pytest.mark.parametrize("steps", [7, 10, 50])
+@pytest.mark.parametrize("steps", [8, 10, 50])
 @pytest.mark.parametrize("clip", [True, False])
 def test_ddim_equals_diffusers(unet, steps, clip):
     scheduler = DDIMScheduler(
@@ -76,6 +76,10 @@ def test_ddpm_refuses_an_unknown_variance(unet):
 def test_timesteps():
     assert ddim_timesteps(1000, 50)[:2] == [980, 960] and ddim_timesteps(1000, 50)[-1] == 0
     assert ddim_timesteps(1000, 1000) == list(range(999, -1, -1))
+    for steps in range(1, 1001):  # no two alike, and the first no further from T than the others from one another
+        grid = ddim_timesteps(1000, steps)
+        gaps = [a - b for a, b in zip([1000, *grid], grid, strict=False)]
+        assert len(grid) == steps and grid[-1] == 0 and max(gaps) - min(gaps) <= 1
     for steps in (0, 1001):
         with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000"):
             ddim_timesteps(1000, steps)

@@ -21,6 +21,7 @@ def record(seed, fid, **run):
         "sampling": {"sampler": "ddim", "steps": 50},
         "evaluation": {"extractor_sha256": "0" * 64, "generated_images": 3000, "reference": "all"},
         "metrics": {"few": {"fid": fid}},
+        "config": {},
     }
 
 
@@ -94,12 +95,23 @@ def test_what_does_not_pair_is_an_error():
         paired([record(0, 1.0), record(0, 2.0)], [record(0, 1.0)], "few")
 
 
+def test_runs_of_other_lengths_pair_only_where_that_is_asked_for():
+    pair = [record(0, 1.0, steps=4000)], [record(0, 4.0)]
+    with pytest.raises(ValueError, match=r"differ in run\.steps"):
+        paired(*pair, "few")
+    assert paired(*pair, "few", ratio=True, other_steps=True).values == pytest.approx([0.25])
+    pair[0][0]["sampling"]["steps"] = 10
+    with pytest.raises(ValueError, match=r"differ in sampling\.steps"):
+        paired(*pair, "few", other_steps=True)
+
+
 @pytest.mark.parametrize(
     ("part", "key"),
     [
         *(("run", key) for key in ("dataset", "imbalance_ratio", "profile", "steps", "class_counts")),
         *(("sampling", key) for key in ("sampler", "steps")),
         *(("evaluation", key) for key in ("extractor_sha256", "generated_images", "reference")),
+        ("config", "redraw"),
     ],
 )
 def test_records_that_differ_in_what_decides_a_score_do_not_pair(part, key):
