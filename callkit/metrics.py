@@ -244,8 +244,8 @@ def frechet(generated: dict[str, np.ndarray], real: dict[str, np.ndarray]) -> fl
 def compare(generated: Tensor, real: Tensor, logits: Tensor | None = None) -> dict[str, float]:
     """fid, kid (mean over 100 subsets), recall, precision; with logits of the generated images also is.
 
-    generated (N, D), real (M, D) features. NaN for FID where a side has fewer than 2 images, and for Recall and
-    KID where it has no more than the neighbourhood.
+    generated (N, D), real (M, D) features. NaN for FID where a side has fewer than 2 images, for KID, Recall and
+    precision where it has no more than the neighbourhood, and for IS below 10 generated images (its ten parts).
     """
     n = min(len(generated), len(real))
     scores = dict.fromkeys(("fid", "kid", "recall", "precision"), float("nan"))
