@@ -51,7 +51,7 @@ class TuneConfig(config.Settings):
     consistency: float = PRESETS["bounded"]["consistency"]
     diversity: float = PRESETS["bounded"]["diversity"]
     bound: float | None = PRESETS["bounded"]["bound"]
-    # optimisation: AdamW at a constant rate
+    # optimisation: AdamW at a constant rate; the paper calls 3e-4 the initial one, and names no schedule
     lr: float = 3e-4
     warmup: int = 0
     weight_decay: float = 1e-6

@@ -107,7 +107,8 @@ def spectra(model: nn.Module) -> dict[str, Spectrum]:
 def random_expert(model: nn.Module) -> nn.Module:
     """The control: a copy whose every BA has random directions and its own singular values.
 
-    If theta^g plus *any* matrix of that size and spectrum did as well as theta, the expert would hold nothing.
+    If theta^g plus *any* matrix of that size and spectrum did as well as theta, the expert would hold nothing. It may
+    change the prediction far less than the expert does: `branch_distance` says so, and `expert_scale` makes it larger.
     """
     generator = torch.Generator().manual_seed(0)
     control = copy.deepcopy(model)

@@ -377,9 +377,9 @@ pd.DataFrame({"passes of the U-Net a step": passes}).T
 # %% [markdown]
 # ## The paper's run
 #
-# ArtBench-10, 256 × 256, rank 128 and 8, batch 64, 100 epochs, AdamW with weight decay $10^{-6}$ at $3 \cdot 10^{-4}$,
-# 50 DDIM steps. The data set has to be fetched by hand, as does the model
-# if the machine has no network; the errors say how.
+# ArtBench-10, 256 × 256, rank 128 and 8, batch 64, 100 epochs, AdamW with weight decay $10^{-6}$ and a learning rate of
+# $3 \cdot 10^{-4}$, 50 DDIM steps. The data set has to be fetched by hand, as does the model if the machine has no
+# network; the errors say how.
 #
 # ```bash
 # hf download lambdalabs/miniSD-diffusers  # once, into the cache
@@ -433,18 +433,22 @@ comparison = records.beside_the_paper(3, records.load_records())
 print(f"{comparison.count('not run')} of these {len(rows)} numbers have no run of ours")
 
 # %% [markdown]
-# These are the paper's numbers, over all classes; it gives no splits here. Three more things it does not say, and what we
-# do: the guidance scale (1, none; `--guidance-scale` changes it), what has "dropout 0.1" (the adapters' input, and one
-# prompt in ten is dropped as well), and the order of the classes, which decides who is a minority. The paper counts
-# Realism among Few and Surrealism among Medium; our order is alphabetical, in which neither holds. A run of ours is
-# therefore a run on *another* long tail of the same data.
+# These are the paper's numbers, over all classes; it gives no splits here. Four more things it does not say, and what we
+# do:
+#
+# * the guidance scale: 1, none; `--guidance-scale` changes it;
+# * how the learning rate falls, if it does, from the $3 \cdot 10^{-4}$ that it calls *initial*: ours stays constant;
+# * what has "dropout 0.1": the adapters' input, and one prompt in ten is dropped as well;
+# * the order of the classes, which decides who is a minority. The paper counts Realism among Few and Surrealism among
+#   Medium; our order is alphabetical, in which neither holds. A run of ours is therefore a run on *another* long tail of
+#   the same data.
 #
 # Your own pictures, one folder per class:
 #
 # ```bash
 # python -m callkit.lora train --dataset imagefolder:path/to/birds --imbalance-ratio natural --method oc-call \
-#     --profile gpu --set "prompt=a photo of a {class}"
-# python -m callkit.lora export runs/stable-diffusion/imagefolder-birds-irnatural/oc-call-gpu/seed0 birds-adapters
+#     --profile gpu --set "prompt=a photo of a {class}" --run runs/birds
+# python -m callkit.lora export runs/birds birds-adapters
 # ```
 #
 # ```{admonition} Pitfalls

@@ -4,12 +4,13 @@
     python sweeps/cost.py --runs > book/_gpu.md
     python sweeps/cost.py --seconds 0.2       hours at 0.2 seconds a step
 
-The unit is one training step of plain DDPM with the data set's default network. How much longer other methods' steps
-are, and a network evaluation of the sampler, is measured (benchmarks/speed.json); that other networks do more work is
-counted, in multiplications.
+The unit is one training step of plain DDPM with the data set's default network, on images of the run's size. How much
+longer other methods' steps are, and a network evaluation of the sampler, is measured (benchmarks/speed.json); that
+other networks do more work is counted, in multiplications.
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -48,13 +49,13 @@ def _multiplications(
 
 
 def network_ratio(c: TrainConfig) -> float:
-    """The work of the run's network, on images of its size, over that of its data set's default one."""
+    """The work of the run's network over that of its data set's default one, on images of the same size."""
 
     def work(c):
         size = c.image_size or data.DATASETS[c.dataset].sizes[0]
         return _multiplications(c.dataset, size, c.channels, c.channel_mult, c.attention_levels, c.num_res_blocks)
 
-    return work(c) / work(config.make_config(c.dataset))
+    return work(c) / work(config.make_config(c.dataset, image_size=c.image_size))
 
 
 def training_steps(c: TrainConfig) -> float:
@@ -73,22 +74,32 @@ def evaluation_steps(c: TrainConfig, guidance_scale: float) -> float:
     return evaluations * (2 if c.call else 1) * one * network_ratio(c)
 
 
-def cost(runs: dict[str, TrainConfig], guidance_scales: list[float]) -> tuple[float, float]:
-    """(training, evaluation) of these runs, in the unit."""
-    evaluation = (evaluation_steps(c, scale) for c in runs.values() for scale in guidance_scales)
-    return sum(map(training_steps, runs.values())), sum(evaluation)
+def cost(runs: Iterable[tuple[TrainConfig, Iterable[float]]]) -> tuple[float, float]:
+    """(training, evaluation) of these runs, each with its guidance scales, in the unit."""
+    runs = list(runs)
+    evaluation = sum(evaluation_steps(c, scale) for c, scales in runs for scale in scales)
+    return sum(training_steps(c) for c, _ in runs), evaluation
+
+
+def together(grids: Iterable[grid.Grid]) -> list[tuple[TrainConfig, set[float]]]:
+    """Every run of these grids once, with the scales that any of them samples it at."""
+    runs: dict[str, tuple[TrainConfig, set[float]]] = {}
+    for g in grids:
+        for folder, c in g.runs.items():
+            runs.setdefault(folder, (c, set()))[1].update(g.guidance_scales)
+    return list(runs.values())
 
 
 def table(seconds: float | None = None) -> str:
     """Markdown, one row a grid, and one of all on CIFAR, whose runs overlap. Hours: at `seconds` a step, or times t."""
     grids = [grid.load(name) for name in grid.names()]
-    rows = [(f"`{g.path.stem}`", g.runs, g.guidance_scales) for g in grids]
-    cifar = {folder: c for g in grids for folder, c in g.runs.items() if c.dataset.startswith("cifar")}
-    rows.append(("all on CIFAR, together", cifar, grid.load("table1").guidance_scales))
+    rows = [(f"`{g.path.stem}`", together([g])) for g in grids]
+    cifar = [(c, scales) for c, scales in together(grids) if c.dataset.startswith("cifar")]
+    rows.append(("all on CIFAR, together", cifar))
     lines = ["| grid | data | runs | training | evaluation | hours |", "|---|---|---:|---:|---:|---:|"]
-    for name, runs, scales in rows:
-        training, evaluation = cost(runs, scales)
-        sets = ", ".join(dict.fromkeys(c.dataset for c in runs.values()))
+    for name, runs in rows:
+        training, evaluation = cost(runs)
+        sets = ", ".join(dict.fromkeys(c.dataset for c, _ in runs))
         hours = (training + evaluation) / 3600
         cell = f"{hours:,.0f} $t$" if seconds is None else f"{hours * seconds:,.1f}"
         lines.append(f"| {name} | {sets} | {len(runs)} | {training / 1e6:.2f} | {evaluation / 1e6:.2f} | {cell} |")
@@ -96,13 +107,15 @@ def table(seconds: float | None = None) -> str:
 
 
 def page() -> str:
-    """The table, and what it makes of the one t that was measured."""
+    """The table, what it makes of the one t that was measured, and what sampling at several scales adds."""
     t = SPEED["milliseconds"]["step, DDPM"] / 1000
-    digits = grid.load("digits")
-    hours = sum(cost(digits.runs, digits.guidance_scales)) * t / 3600
+    hours = sum(cost(together([grid.load("digits")]))) * t / 3600
+    runs = together([grid.load("table1")])
+    alone = sum(cost((c, [2.5]) for c, _ in runs))
     return f"""{table()}
 
 With the $t$ of `benchmarks/speed.json`, {t:.3f} s on one thread of a CPU, `digits` takes {hours:.1f} hours of one core.
+Sampled at scale 2.5 alone, `table1` would take {alone / 3600:,.0f} $t$, {1 - alone / sum(cost(runs)):.0%} less.
 """
 
 

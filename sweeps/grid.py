@@ -1,7 +1,7 @@
 """A grid of sweeps/grids/: the runs it stands for, and the folder of each.
 
     paper_table: 1            # optional: set ours beside this table of the paper
-    guidance_scale: 2.5       # optional, one or a list: how the runs are sampled for evaluation
+    guidance_scale: [2.5, 1]  # optional, one or a list: how the runs are sampled for evaluation; reports use the first
     common: {dataset: cifar10, imbalance_ratio: [100, 50], profile: paper, seed: [0, 1, 2]}
     runs:
       - method: [ddpm, oc-call]

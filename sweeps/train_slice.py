@@ -15,6 +15,7 @@ would ever be finished.
 
 import argparse
 import json
+import math
 import shutil
 import signal
 import sys
@@ -77,8 +78,11 @@ class Slice:
         device: str,
         data_root: Path,
         compile: bool = False,
+        guidance_scale: float = config.GUIDANCE_SCALE,
     ):
-        self.runs, self.minutes, self.images = runs, minutes, images
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a number, got {guidance_scale}")
+        self.runs, self.minutes, self.images, self.guidance_scale = runs, minutes, images, guidance_scale
         self.device, self.data_root, self.compile = device, data_root, compile
         self.began = time.monotonic()
         c = next(iter(runs.values()))
@@ -114,12 +118,17 @@ class Slice:
             k: metrics.statistics(described.features[_of(images.labels, c)]) for k, c in self.groups.items()
         }
 
+    def marks(self, run: Path) -> list[dict]:
+        """Those of the run that were sampled as this slice samples: so many images at this guidance scale."""
+        wanted = (self.images, self.guidance_scale)
+        return [m for m in read_marks(run) if (m["images"], m["guidance_scale"]) == wanted]
+
     def lacking(self, run: Path) -> list[str]:
         """Weights of the run that have to be evaluated before it may train on."""
         step = checkpoints.steps_done(run)
         if step == 0 or (step % self.every and step != self.steps):
             return []
-        have = {m["weights"] for m in read_marks(run) if (m["step"], m["images"]) == (step, self.images)}
+        have = {m["weights"] for m in self.marks(run) if m["step"] == step}
         return [w for w in checkpoints.available_weights(run / checkpoints.CHECKPOINT) if w not in have]
 
     def seconds_per_step(self, run: Path) -> float | None:
@@ -130,12 +139,12 @@ class Slice:
         """Seconds that an evaluation will take: as the last one did, before that by the ratio of a sampler's step to a
         training step in benchmarks/speed.json. None before any training."""
         for other in (run, *self.runs):
-            seconds = [m["seconds"]["evaluation"] for m in read_marks(other) if m["images"] == self.images]
+            seconds = [m["seconds"]["evaluation"] for m in self.marks(other)]
             if whole := [s for s in seconds if s is not None]:
                 return MARGIN * whole[-1]
         if (step := self.seconds_per_step(run)) is None:
             return None
-        ratio = SPEED["sample, plain"] / SPEED["step, DDPM"]
+        ratio = SPEED["sample, plain"] / SPEED["step, DDPM"] * (1 if self.guidance_scale == 1 else 2)
         return MARGIN * self.images / self.runs[run].batch_size * self.sampler_steps * ratio * step
 
     def train(self, run: Path) -> None:
@@ -158,9 +167,9 @@ class Slice:
         model, _ = checkpoints.load_model(checkpoint, weights, self.device)
         labels = sampling.balanced_labels(model.num_classes, self.images // model.num_classes)
         seed = evaluation.SAMPLE_SEED_OFFSET + c.seed  # the same noise for all
-        parts = run / f".mark-{metadata['step']}-{weights}-{self.images}"
+        parts = run / f".mark-{metadata['step']}-{weights}-{self.images}-g{self.guidance_scale:g}"
         broken_off, size = parts.exists(), self.real.full.images.shape[-1]
-        options = (size, seed, self.sampler_steps, config.GUIDANCE_SCALE, self.extractor, parts)
+        options = (size, seed, self.sampler_steps, self.guidance_scale, self.extractor, parts)
         features = evaluation.describe_samples(model, labels, *options, progress=True).features
         fid = {
             k: metrics.frechet(metrics.statistics(features[_of(labels, classes)]), self.reference[k])
@@ -175,7 +184,7 @@ class Slice:
             "compared": [other.method for other in self.runs.values()],
             "images": self.images,
             "sampling": {"sampler": "ddim", "steps": self.sampler_steps, "seed": seed, "weights": "ema, bfloat16"},
-            "guidance_scale": config.GUIDANCE_SCALE,
+            "guidance_scale": self.guidance_scale,
             "extractor": self.extractor,
             "extractor_sha256": metrics.extractor_hash(self.extractor),
             "real_images": len(self.real.reference),
@@ -234,12 +243,12 @@ class Slice:
             lines.append(f"  {c.method}: {words}{'' if run in going else ', diverged'}; {run}")
             if run in going:
                 rest += max(0, next_mark - steps[run]) * (speed or 0) + (1 + c.call) * (self.estimate(run) or 0)
-        marks = {run: [m for m in read_marks(run) if m["images"] == self.images] for run in self.runs}
+        marks = {run: self.marks(run) for run in self.runs}
         common = set.intersection(*({m["step"] for m in found} for found in marks.values()))
         if common:
             mark = max(common)
             lines += [
-                f"FID by {self.extractor} at step {mark:,}, {self.images:,} images",
+                f"FID by {self.extractor} at step {mark:,}, {self.images:,} images, guidance {self.guidance_scale:g}",
                 "| method | weights | " + " | ".join(self.groups) + " |",
                 "|---|---|" + "---:|" * len(self.groups),
             ]
@@ -256,10 +265,9 @@ class Slice:
         """FID against steps, a line for each method and set of weights."""
         lines: dict[str, list[dict]] = {}
         for run, c in self.runs.items():
-            for m in read_marks(run):
-                if m["images"] == self.images:
-                    name = c.method if m["weights"] == "theta" else f"{c.method}, θᵍ"
-                    lines.setdefault(name, []).append(m)
+            for m in self.marks(run):
+                name = c.method if m["weights"] == "theta" else f"{c.method}, θᵍ"
+                lines.setdefault(name, []).append(m)
         if lines:
             viz.style()
             viz.mark_curves(lines, list(self.groups)).savefig(path, dpi=150)
@@ -282,6 +290,12 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting, for all methods")
     p.add_argument("--images", type=int, default=2_000, help="generated at each mark, equally many of each class")
+    p.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=config.GUIDANCE_SCALE,
+        help="of what is generated; 1 is none, OC's code uses 2.5",
+    )
     p.add_argument("--compile", action="store_true", help="torch.compile the networks, at each turn")
     p.add_argument("--root", type=Path, default=Path("runs"), help="where run folders are")
     p.add_argument("--data-root", type=Path, default=Path("data"))
@@ -294,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
         words, overrides = (a.dataset, cli.chosen_ratio(a)), cli.settings(a.set)
         configs = [config.make_config(*words, m, a.profile, a.seed, **overrides) for m in dict.fromkeys(a.methods)]
         runs = {records.run_folder(c, a.root): c for c in configs}
-        work = Slice(runs, a.minutes, a.images, a.device, a.data_root, a.compile)
+        work = Slice(runs, a.minutes, a.images, a.device, a.data_root, a.compile, a.guidance_scale)
         work.describe_real()
         stopped = False
         try:
@@ -303,7 +317,8 @@ def main(argv: list[str] | None = None) -> None:
             stopped = True
         work.say("stopped; call it again to go on" if stopped else "done for now")
         print(work.standing())
-        work.draw(a.root / records.data_word(*words) / f"slice-{a.profile}-seed{a.seed}.png")
+        guided = "" if a.guidance_scale == config.GUIDANCE_SCALE else f"-g{a.guidance_scale:g}"
+        work.draw(a.root / records.data_word(*words) / f"slice-{a.profile}-seed{a.seed}{guided}.png")
     except (ValueError, OSError, checkpoints.TrainingError) as error:
         sys.exit(f"error: {error}")
     if stopped:

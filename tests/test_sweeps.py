@@ -165,7 +165,8 @@ def test_dry_run_on_a_cluster_stops_training_before_the_time_limit(tmp_path, cap
         snakemake([*arguments("table4", tmp_path, "slurm"), "--dry-run", "--printshellcmds", "--cores", "8"])
     out = capfd.readouterr().out
     assert exit.value.code == 0
-    assert out.count("runtime=1440, gpu=1") == 6 + 6 and out.count(" --threads 4 ") == 6 + 6
+    jobs = 6 + 6 * 3  # trainings, and evaluations at three guidance scales
+    assert out.count("runtime=1440, gpu=1") == jobs and out.count(" --threads 4 ") == jobs
     assert out.count("timeout 1430m ") == 6
 
 
@@ -269,14 +270,35 @@ def test_the_page_of_the_paper_profile_shows_every_setting():
 def test_cost_by_hand():
     ratios, milliseconds = cost.SPEED["ratios"], cost.SPEED["milliseconds"]
     found = grid.load("table4")
-    training_steps, evaluation_steps = cost.cost(found.runs, found.guidance_scales)
+    training_steps, evaluation_steps = cost.cost(cost.together([found]))
     assert training_steps == pytest.approx(3 * 300_000 * (1 + ratios["step, OC + CALL"]))
-    # 20,000 images in each split are more than 50,000 in all need; 50 steps, twice for guidance; theta, and two of CALL
-    evaluations = 3 * 20_000 / 64 * 50 * 2 * 3 * (1 + 2)
+    # 20,000 images in each split are more than 50,000 in all need; 50 steps, twice at the two scales that are guidance;
+    # theta, and two of CALL
+    evaluations = 3 * 20_000 / 64 * 50 * (2 + 2 + 1) * 3 * (1 + 2)
     one = milliseconds["sample, plain"] / milliseconds["step, DDPM"]
     assert evaluation_steps == pytest.approx(evaluations * one, rel=1e-3)
     default, deep = (make_config("cifar10", method="ddpm", channel_mult=m) for m in ((1, 2, 2, 2), (1, 2, 3, 4)))
     assert cost.network_ratio(default) == 1 < cost.network_ratio(deep) < 4
+
+
+def test_the_unit_is_a_step_at_the_size_of_the_runs():
+    fashion = [c for c in grid.load("fashion").runs.values() if c.method == "ddpm"]
+    assert {(c.image_size, cost.training_steps(c)) for c in fashion} == {(8, 10_000.0)}
+
+
+def test_a_run_of_several_grids_counts_once_with_the_scales_of_all():
+    table1, fig4 = grid.load("table1"), grid.load("fig4")
+    runs = cost.together([fig4, table1])
+    assert len(runs) == len(table1.runs.keys() | fig4.runs.keys())
+    scales = {(c.method, c.lam): s for c, s in runs}
+    assert scales["oc-call", 1.0] == {1, 1.8, 2.5} and scales["oc-call", 0.5] == {2.5}
+
+
+def test_the_papers_tables_are_not_sampled_at_the_scale_of_one_method():
+    several = [name for name in grid.names() if len({c.base for c in grid.load(name).runs.values()}) > 1]
+    papers = [name for name in several if name.startswith(("table", "fig"))]
+    assert papers == ["fig2", "fig5", "table1", "table2", "table4", "table5"]
+    assert all(grid.load(name).guidance_scales == [2.5, 1.8, 1] for name in papers)
 
 
 def test_jobs_of_slurm_do_not_wait_for_each_other(tmp_path):

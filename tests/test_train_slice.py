@@ -84,6 +84,22 @@ def test_an_evaluation_that_takes_too_long_is_broken_off(tmp_path, capsys, monke
     assert mark["seconds"]["evaluation"] is None, "part of an evaluation is no estimate of a whole one"
 
 
+def test_marks_at_another_guidance_scale_are_others(tmp_path, capsys):
+    call(tmp_path, "5")
+    run = folders(tmp_path)["oc-call"]
+    before = train_slice.read_marks(run)
+    assert {m["guidance_scale"] for m in before} == {1.0}
+    call(tmp_path, "5", "--guidance-scale", "2.5")
+    *kept, theta, theta_g = train_slice.read_marks(run)
+    assert kept == before, "what is there stays"
+    assert (theta["step"], theta["weights"], theta["guidance_scale"]) == (20, "theta", 2.5)
+    assert theta_g["weights"] == "theta_g" and theta["fid"] != before[-2]["fid"]
+    out = capsys.readouterr().out
+    table = out[out.rindex("FID by digits at step 20, 40 images, guidance 2.5") :]
+    assert f"| oc-call | theta | {theta['fid']['overall']:.1f} |" in table and table.count("| oc-call |") == 2
+    assert {p.name for p in tmp_path.rglob("*.png")} == {"slice-smoke-seed0.png", "slice-smoke-seed0-g2.5.png"}
+
+
 def test_without_time_nothing_is_trained(tmp_path, capsys):
     call(tmp_path, "0")
     assert not list(tmp_path.rglob(checkpoints.CHECKPOINT)) and "ddpm: 0 of 20 steps" in capsys.readouterr().out
@@ -166,6 +182,7 @@ def test_the_imbalance_ratio_is_that_of_callkit_train(words, ratio, monkeypatch)
     [
         (["--methods", "gan"], "error: unknown method 'gan'"),
         (["--images", "10"], "error: images must be at least two a class, 20; got 10"),
+        (["--guidance-scale", "nan"], "error: guidance_scale must be a number, got nan"),
         (["--set", "log_every=3"], "error: checkpoint_every must be a multiple of log_every, 3, got 10"),
     ],
 )
