@@ -220,7 +220,7 @@ viz.probe_curves(probe_timesteps, auc)
 # for all classes in turn, the loss as a whole pulls the two predictions together (the first figure). So this rules out
 # that $\theta$ recognises minorities unasked, and it cannot tell knowledge from a switch. The repairs above can.
 #
-# ## What if a constant gains nothing?
+# ## 7 · What if a constant gains nothing?
 #
 # The cheapest way to differ can be forbidden: with `centred=True` $D$ is that of the difference without its mean over
 # pixels. FID on Few in other runs, and $D$ on Few at the end of their training, beside the default and a smaller bound:
@@ -250,8 +250,8 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # With `centred` $\theta^g$ parts all the same, by something else than a constant: in all three runs $D$ ends where it
 # does by default. But $\theta^g$ does not always fail on minorities now: it is at 481, 21 and 120, and in seed 1 the
-# network *without* its expert draws minorities better than with it, and better than DDPM. With b = 0.01 the same seed
-# does it again, by less. So parting in $D$ need not make $\theta^g$ bad.
+# network *without* its expert is ahead of the one with it, and of DDPM. With b = 0.01 the same seed does it again, by
+# less. So parting in $D$ need not make $\theta^g$ bad.
 #
 # ## What follows
 #

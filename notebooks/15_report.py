@@ -401,6 +401,16 @@ def where(said):
     return [row["where"] for row in gains if row["Few"] == said]
 
 
+centred = {
+    "θᵍ": study.select("call", {"centred": True}, "theta_g"),
+    "θ": study.select("call", {"centred": True}),
+    "DDPM": study.select("ddpm"),
+}
+lowest = min(centred["θᵍ"], key=lambda r: r["metrics"]["few"]["fid"])["run"]["seed"]
+odd = {
+    name: next(r for r in found if r["run"]["seed"] == lowest)
+    for name, found in centred.items()
+}
 look = records.benchmark("cifar10/probe")
 config = TrainConfig.from_dict(look["runs"]["call"]["config"])
 rest = AllocationLoss(look["class_counts"], bound=config.bound).rest_points().numpy()
@@ -462,6 +472,14 @@ surprises = {
     ),
     "The expert as a switch between classes": (
         f"of the gap between θᵍ and θ, {measured['Table 4, Section 5.3']['in numbers']}",
+        "08_inside_the_expert",
+    ),
+    "Parting without harm": (
+        f"with `centred`, seed {odd['θ']['run']['seed']}, D on Few ends at "
+        f"{odd['θ']['training']['curve']['distance_few'][-1]:.2f} as by default, and FID on Few is "
+        + ", ".join(
+            f"{r['metrics']['few']['fid']:.1f} ({name})" for name, r in odd.items()
+        ),
         "08_inside_the_expert",
     ),
     "The rest points of a model of two numbers, on CIFAR-10": (
