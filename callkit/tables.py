@@ -183,8 +183,12 @@ def gain_rows(ratios: dict[str, dict[str, Paired]]) -> list[dict]:
 
 
 def gain_figure(ratios: dict[str, dict[str, Paired]]) -> Figure:
-    """`gains` on Few."""
-    rows = [(f"{name} (n = {len(of['few'].seeds)})", of["few"]) for name, of in ratios.items()]
+    """`gains` on Few. Data and steps are named in the first row that has them."""
+    rows, last = [], ""
+    for name, of in ratios.items():
+        where, _, how = name.partition(" steps")
+        label, last = how.removeprefix(", ") if where == last else name, where
+        rows.append((f"{label} (n = {len(of['few'].seeds)})", of["few"]))
     return viz.forest([(name, ratio, "lower", claims.verdict(ratio, "lower")) for name, ratio in rows])
 
 

@@ -115,7 +115,8 @@ def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both()
     assert list(best) == ["digits-ir50, 6,000 steps, on OC, guided 1.5"]
     found = found[:-1]
     (axes,) = tables.gain_figure(tables.gains(records.studies(found))).axes
-    assert len(axes.get_yticklabels()) == 3
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels == ["digits-ir50, 6,000 steps (n = 3)", "on OC, guided 1.5 (n = 3)", "other images (n = 3)"]
 
 
 def test_a_row_of_ratios_is_that_of_the_seeds_that_pair():
