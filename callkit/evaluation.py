@@ -154,6 +154,12 @@ def snapshot(checkpoint: str | Path, per_class: int = 4, seed: int = 0, device: 
     return images
 
 
+def check_guidance_scale(scale: float) -> None:
+    """ValueError unless it is finite."""
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance_scale must be a number, got {scale}")
+
+
 def evaluate_run(
     checkpoint: str | Path,
     weights: str = "theta",
@@ -182,8 +188,7 @@ def evaluate_run(
     checkpoint, an unfinished run, unknown weights or extractor, a scale that is no number, fewer than two images a
     class, before any work.
     """
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale must be a number, got {guidance_scale}")
+    check_guidance_scale(guidance_scale)
     checkpoint = Path(checkpoint)
     results = Path(results or checkpoint.parent)
     model, run = load_model(checkpoint, weights, device)

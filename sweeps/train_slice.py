@@ -15,7 +15,6 @@ would ever be finished.
 
 import argparse
 import json
-import math
 import shutil
 import signal
 import sys
@@ -80,8 +79,7 @@ class Slice:
         compile: bool = False,
         guidance_scale: float = config.GUIDANCE_SCALE,
     ):
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale must be a number, got {guidance_scale}")
+        evaluation.check_guidance_scale(guidance_scale)
         self.runs, self.minutes, self.images, self.guidance_scale = runs, minutes, images, guidance_scale
         self.device, self.data_root, self.compile = device, data_root, compile
         self.began = time.monotonic()
