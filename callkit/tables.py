@@ -8,6 +8,7 @@ training steps; a record more is a dot, a row or a file more.
 import csv
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -131,46 +132,60 @@ def methods(study: Study) -> list[str]:
     return [w["method"] for w in unguided(study) if not w["overrides"]]
 
 
-def gains(found: list[Study]) -> dict[str, dict[str, Paired]]:
+class Where(NamedTuple):
+    """Where CALL is compared with the same without CALL: a row of `gains`. As text it is the row's name."""
+
+    trained: str  # the data, the imbalance ratio and the training steps
+    redrawn: bool  # each seed on its own draw of the images
+    base: str  # the method without CALL
+    guidance_scale: float
+
+    def how(self) -> str:
+        """In words what is not plain: other images, another base loss than DDPM's, guidance."""
+        words = ["other images"] * self.redrawn + [f"on {TITLES[self.base]}"] * (self.base != "ddpm")
+        return ", ".join(words + [f"guided {self.guidance_scale:g}"] * (self.guidance_scale != 1))
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.trained, self.how())))
+
+
+def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
     """CALL over its base loss without CALL in the studies of `records.ends`, where at least `claims.SEEDS` seeds have
-    both: FID ratios on Few and overall, by data, imbalance ratio, training steps, base loss and guidance scale.
+    both: FID ratios on Few and overall.
 
     Under "base" what that base loss itself is worth at this scale: its FID on Few over that of DDPM without guidance.
     """
     made = {}
     for study in records.ends(found):
         run = study.records[0]["run"]
+        trained = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
         for words in variants(study):
             base = words["method"].removesuffix("call").removesuffix("-") or "ddpm"
-            redrawn = run["overrides"].get("redraw", False)
             if base == words["method"] or words["weights"] != "theta" or words["overrides"]:
                 continue
             pair = study.select(**words), study.select(**plain(words, base))
             ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
             ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
             if len(ratio["overall"].seeds) >= claims.SEEDS:
-                name = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
-                name += ", other images" * redrawn + f", on {TITLES[base]}" * (base != "ddpm")
-                name += f", guided {words['guidance_scale']:g}" * (words["guidance_scale"] != 1)
-                made[name] = ratio
+                made[Where(trained, "redraw" in run["overrides"], base, words["guidance_scale"])] = ratio
     return made
 
 
-def at_best_scale(ratios: dict[str, dict[str, Paired]]) -> dict[str, dict[str, Paired]]:
+def at_best_scale(ratios: dict[Where, dict[str, Paired]]) -> dict[Where, dict[str, Paired]]:
     """Those of `gains` at the guidance scale at which their base loss has the lowest FID on Few, where several were
     tried."""
-    scales: dict[str, list[str]] = {}
-    for name in ratios:
-        scales.setdefault(name.partition(", guided")[0], []).append(name)
-    best = (min(names, key=lambda name: ratios[name]["base"].mean) for names in scales.values() if len(names) > 1)
-    return {name: ratios[name] for name in best}
+    scales: dict[Where, list[Where]] = {}
+    for where in ratios:
+        scales.setdefault(where._replace(guidance_scale=1), []).append(where)
+    best = (min(tried, key=lambda where: ratios[where]["base"].mean) for tried in scales.values() if len(tried) > 1)
+    return {where: ratios[where] for where in best}
 
 
-def gain_rows(ratios: dict[str, dict[str, Paired]]) -> list[dict]:
+def gain_rows(ratios: dict[Where, dict[str, Paired]]) -> list[dict]:
     """`gains` in words, with the verdict on "CALL is better"."""
     return [
         {
-            "where": name,
+            "where": str(where),
             "seeds": len(ratio["overall"].seeds),
             "CALL / base on Few": ratio["few"].words(),
             "Few": claims.RULING[claims.verdict(ratio["few"], "lower")],
@@ -178,18 +193,18 @@ def gain_rows(ratios: dict[str, dict[str, Paired]]) -> list[dict]:
             "overall": claims.RULING[claims.verdict(ratio["overall"], "lower")],
             "base / DDPM on Few": f"{ratio['base'].mean:.3g}" if ratio["base"].seeds else "",
         }
-        for name, ratio in ratios.items()
+        for where, ratio in ratios.items()
     ]
 
 
-def gain_figure(ratios: dict[str, dict[str, Paired]]) -> Figure:
+def gain_figure(ratios: dict[Where, dict[str, Paired]]) -> Figure:
     """`gains` on Few. Data and steps are named in the first row that has them."""
-    rows, last = [], ""
-    for name, of in ratios.items():
-        where, _, how = name.partition(" steps")
-        label, last = how.removeprefix(", ") if where == last else name, where
-        rows.append((f"{label} (n = {len(of['few'].seeds)})", of["few"]))
-    return viz.forest([(name, ratio, "lower", claims.verdict(ratio, "lower")) for name, ratio in rows])
+    rows, last = [], None
+    for where, of in ratios.items():
+        name = where.how() if where.trained == last else str(where)
+        rows.append((f"{name} (n = {len(of['few'].seeds)})", of["few"], "lower", claims.verdict(of["few"], "lower")))
+        last = where.trained
+    return viz.forest(rows)
 
 
 def figures(study: Study) -> dict[str, Figure]:

@@ -112,7 +112,7 @@ def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both()
         if r["run"]["method"] == "oc" and r["run"]["guidance_scale"] == 1.5:
             r["metrics"]["few"]["fid"] /= 10 + r["run"]["seed"]
     best = tables.at_best_scale(tables.gains(records.studies(found)))
-    assert list(best) == ["digits-ir50, 6,000 steps, on OC, guided 1.5"]
+    assert [*map(str, best)] == ["digits-ir50, 6,000 steps, on OC, guided 1.5"]
     found = found[:-1]
     (axes,) = tables.gain_figure(tables.gains(records.studies(found))).axes
     labels = [text.get_text() for text in axes.get_yticklabels()]
