@@ -15,13 +15,14 @@
 # (ch-quickstart)=
 # # 00 · Quickstart
 #
-# **Objective.** See in one minute what CALL does to the rare classes of an imbalanced data set.
-# **Prerequisites.** You have met a diffusion model before. **Time.** 5 minutes to read, less than a minute to run on a laptop.
-# **The one figure.** {numref}`fig-quickstart`.
+# **Objective.** See in one minute what CALL does to the rare classes of an imbalanced data set. **Prerequisites.** You
+# have met a diffusion model before. **Time.** 5 minutes to read, less than a minute to run on a laptop. **The one
+# figure.** {numref}`fig-quickstart`.
 #
-# Two small diffusion models come with this book. Both were trained on handwritten digits of which there are 174 zeros
-# but only 3 nines ({doc}`02_long_tailed_data`). One is an ordinary *denoising diffusion probabilistic model*, DDPM
-# {cite:p}`ho2020ddpm`. The other was trained with CALL {cite:p}`call2025`, which keeps two sets of parameters in one network:
+# Two small diffusion models come with this book. Both were trained on handwritten digits of which there are 174 zeros but
+# only 3 nines ({doc}`02_long_tailed_data`). One is an ordinary *denoising diffusion probabilistic model*, DDPM
+# {cite:p}`ho2020ddpm`. The other was trained with CALL {cite:p}`call2025`, which keeps two sets of parameters in one
+# network:
 #
 # * $\theta^g$ is meant to hold majority and general knowledge;
 # * $\theta = \theta^g \oplus \theta^e$ adds a low-rank {term}`expert` $\theta^e$ that is *reserved* for the minorities.
@@ -108,13 +109,13 @@ viz.class_columns(
 
 # %% [markdown]
 # Read from left to right. Without its expert, CALL's network washes the rare digits out; with the expert it draws them,
-# though not always right: from this noise one of the two 8s comes out as a 1, as with DDPM.
-# On the common digits the expert changes next to nothing. That is the division of labour that the method asks for, and
-# {doc}`04_general_and_expert` measures it. Whether what the network knows about rare digits therefore sits in $\theta^e$ is
-# another question, that of {doc}`08_inside_the_expert`.
+# though not always right: from this noise one of the two 8s comes out as a 1, as with DDPM. On the common digits the
+# expert changes next to nothing. That is the division of labour that the method asks for, and
+# {doc}`04_general_and_expert` measures it. Whether what the network knows about rare digits therefore sits in $\theta^e$
+# is another question, that of {doc}`08_inside_the_expert`.
 #
-# DDPM and CALL cannot be told apart by eye. By {term}`FID`, where less is better, CALL is ahead by a seventh on these rare
-# digits, in the mean over seeds; {doc}`12_does_the_gain_last` shows when it is not.
+# DDPM and CALL cannot be told apart by eye. By {term}`FID`, where less is better, CALL is ahead by a seventh on these
+# rare digits, in the mean over seeds; {doc}`12_does_the_gain_last` shows when it is not.
 #
 # ```{margin} In the paper
 # This is Table 4's comparison, made visible.
@@ -122,8 +123,8 @@ viz.class_columns(
 #
 # ## The expert dial
 #
-# CALL stores a weight matrix as $W = W^g + BA$: a full matrix, and a product of two thin ones, the expert. So the expert can
-# also be turned up gradually, $W^g + s\,BA$, from $s = 0$ ($\theta^g$) to $s = 1$ ($\theta$).
+# CALL stores a weight matrix as $W = W^g + BA$: a full matrix, and a product of two thin ones, the expert. So the expert
+# can also be turned up gradually, $W^g + s\,BA$, from $s = 0$ ($\theta^g$) to $s = 1$ ($\theta$).
 # `expert_scale` does so on a network that keeps its decomposition. Move the slider:
 
 # %%
@@ -155,8 +156,8 @@ sliders.explore(
 # *The four rarest digits, four samples each from fixed noise, as the expert is turned up. They are read by a small
 # classifier of digits, which also measures FID in this book.*
 #
-# Without the expert the classifier already reads a few of the sixteen as the digit that they should be, with it most; from
-# about $s = 0.6$ on hardly anything changes.
+# Without the expert the classifier already reads a few of the sixteen as the digit that they should be, with it most;
+# from about $s = 0.6$ on hardly anything changes.
 #
 # The page holds eleven pictures, drawn in advance. In JupyterLab (`make lab`) the same cell shows a slider that samples
 # anew wherever you stop it, below 0 and beyond 1 too. So it is with every slider of this book.

@@ -370,8 +370,8 @@ fresh = draw(labels, torch.Generator().manual_seed(1001))
 by_class({"fresh points": wasserstein(fresh), "DDIM with ε*": wasserstein(from_truth)})
 
 # %% [markdown]
-# With the exact predictor, 50 steps of DDIM draw samples about as good as fresh points. Whatever goes wrong below is due to
-# what a network learns.
+# With the exact predictor, 50 steps of DDIM draw samples about as good as fresh points. Whatever goes wrong below is due
+# to what a network learns.
 #
 # ## A network
 #
@@ -554,8 +554,8 @@ by_class(
 )
 
 # %% [markdown]
-# The floors are the same for all classes up to sampling, as they should be: rotations of one shape. The excess risk is not. It grows
-# from class to class along the tail:
+# The floors are the same for all classes up to sampling, as they should be: rotations of one shape. The excess risk is
+# not. It grows from class to class along the tail:
 
 # %%
 head, tail = risk["DDPM"].mean(0)[[0, -1]]
@@ -664,10 +664,10 @@ for name, value in on_few.items():
     )
 
 # %% [markdown]
-# In this run the two parts are not equal. With as many points as one likes the tail is not much better off, as long as its
-# share of each batch stays what it is. A fair share helps it even with the few points that there are. Only with both does it
-# come near the head: within a training as short as this, how often the network is asked about the tail matters more
-# than how few points there are. And nothing is free: with balanced batches the excess risk of class 0 doubles.
+# In this run the two parts are not equal. With as many points as one likes the tail is not much better off, as long as
+# its share of each batch stays what it is. A fair share helps it even with the few points that there are. Only with both
+# does it come near the head: within a training as short as this, how often the network is asked about the tail matters
+# more than how few points there are. And nothing is free: with balanced batches the excess risk of class 0 doubles.
 # {doc}`09_rivals` meets the same price in re-sampled images.
 #
 # ## CALL
@@ -762,9 +762,9 @@ by_class({"D": D, "explained by a constant": share})
 print(f"Few: a constant explains {share[few].min():.0%} to {share[few].max():.0%} of D")
 
 # %% [markdown]
-# To *be wrong* about a class, $\theta^g$ need not forget its shape. A shift is enough, and it is cheap: it takes the class
-# and nothing else. What the expert then holds is the way back. {doc}`08_inside_the_expert` finds the same in networks
-# that draw digits.
+# To *be wrong* about a class, $\theta^g$ need not forget its shape. A shift is enough, and it is cheap: it takes the
+# class and nothing else. What the expert then holds is the way back. {doc}`08_inside_the_expert` finds the same in
+# networks that draw digits.
 #
 # ## Better than DDPM?
 #
@@ -860,13 +860,14 @@ pd.DataFrame(
 
 # %% [markdown]
 # Read the changes on Few with their signs and sizes. In the excess risk, what $\theta$ gains over DDPM, and over the same
-# network without the allocation loss, is small: beside the gap between head and tail, beside what balanced batches do, and
-# beside the differences between seeds. On Many the change is larger in proportion and has one sign in all seeds, perhaps
-# because of the consistency term, whose weight is largest there. In the distance of the samples CALL is ahead on Few in each
-# seed, of both, by anything from a hundredth to a fifth. The two measures need not agree: the risk weighs all points and
-# timesteps alike, a sampler adds up its errors along one path. To tell gains of this size from none takes more seeds than a
-# page can run. The allocation itself is large: $\theta^g$ is wrong, by a factor of ten or so, on just the classes that it was asked to be wrong on.
-# To allocate is one thing and to improve another. How this is on images, the other chapters measure.
+# network without the allocation loss, is small: beside the gap between head and tail, beside what balanced batches do,
+# and beside the differences between seeds. On Many the change is larger in proportion and has one sign in all seeds,
+# perhaps because of the consistency term, whose weight is largest there. In the distance of the samples CALL is ahead on
+# Few in each seed, of both, by anything from a hundredth to a fifth. The two measures need not agree: the risk weighs all
+# points and timesteps alike, a sampler adds up its errors along one path. To tell gains of this size from none takes more
+# seeds than a page can run. The allocation itself is large: $\theta^g$ is wrong, by a factor of ten or so, on just the
+# classes that it was asked to be wrong on. To allocate is one thing and to improve another. How this is on images, the
+# other chapters measure.
 #
 # ## As printed
 #
@@ -999,8 +1000,8 @@ print(f"Few: {undone.min():.0%} to {undone.max():.0%} of the damage is undone")
 # ```
 #
 # At the start $B = 0$, $D = 0$ and $\nabla D = 0$: the allocation loss begins on a saddle. To leave it, its push on a few
-# rare points must outgrow the pull on all others and the noise of the batches. $\lambda$ sets the speed, and the rank says
-# in how many directions a start may be found.
+# rare points must outgrow the pull on all others and the noise of the batches. $\lambda$ sets the speed, and the rank
+# says in how many directions a start may be found.
 
 # %%
 _, paper = train(0, rank=0.1, lam=1.0)

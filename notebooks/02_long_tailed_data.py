@@ -38,8 +38,9 @@ imbalance_ratio = 50
 # N_c = \left\lfloor N_{\max}\, \mathrm{IR}^{-c/(C-1)} \right\rfloor
 # ```
 #
-# images: each class is smaller than the one before by the same *factor*, and the last is about $\mathrm{IR}$ times smaller
-# than the first. (About, because of the rounding down: our digits at $\mathrm{IR} = 50$ keep 174 and 3 images, a factor of
+# images: each class is smaller than the one before by the same *factor*, and the last is about $\mathrm{IR}$ times
+# smaller than the first. (About, because of the rounding down: our digits at $\mathrm{IR} = 50$ keep 174 and 3 images, a
+# factor of
 # 58. Sets are named by the $\mathrm{IR}$ of the rule.)
 #
 # ```{margin} In the paper

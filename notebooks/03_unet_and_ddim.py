@@ -169,8 +169,8 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # - \operatorname{KL}\bigl( q(\mathbf{x}_T \mid \mathbf{x}_0) \,\Vert\, p(\mathbf{x}_T) \bigr) \Bigr] .
 # ```
 #
-# The last term has no parameters. Those of the sum ask: how far is the model's step from the step that we would take if we
-# *knew* the image? That step is Gaussian, by Bayes' rule for two Gaussians:
+# The last term has no parameters. Those of the sum ask: how far is the model's step from the step that we would take if
+# we *knew* the image? That step is Gaussian, by Bayes' rule for two Gaussians:
 #
 # ```{math}
 # :label: eq-unet-posterior
@@ -455,11 +455,11 @@ assert torch.allclose(unet(model, x_t, t, y), model(x_t, t, y), atol=1e-5)
 # halves share (the deepest features, the skips and `emb`), and `decode` goes on from there. CALL predicts twice and
 # needs the first half only once.
 #
-# Two facts about the class matter later. {term}`Null`, "no class", adds exactly nothing. And no convolution is told
-# the class: it comes in through the projections `emb` of the blocks alone. They are a small share of the parameters, and an expert
-# there can answer to one class without touching the others ({doc}`07_a_floor_for_the_loss` measures what happens
-# without them). How much of what the class does is done in the up path alone? Encode *without* a class, decode with
-# it, and compare with telling both halves:
+# Two facts about the class matter later. {term}`Null`, "no class", adds exactly nothing. And no convolution is told the
+# class: it comes in through the projections `emb` of the blocks alone. They are a small share of the parameters, and an
+# expert there can answer to one class without touching the others ({doc}`07_a_floor_for_the_loss` measures what happens
+# without them). How much of what the class does is done in the up path alone? Encode *without* a class, decode with it,
+# and compare with telling both halves:
 
 
 # %%
@@ -586,9 +586,9 @@ assert torch.allclose(step.x, ours, atol=1e-4)
 # %% [markdown]
 # ### How many steps?
 #
-# An ancestral chain of fewer steps is a chain on a coarser schedule, whose $\bar\alpha$ are a subset of the thousand.
-# The network is told the original $t$. Its noise in each step may have either of two variances, "large" ($\beta_t$,
-# the usual choice) and "small" ($\tilde\beta_t$). DDIM and the two chains, scored by {term}`FID` against all real digits (lower is
+# An ancestral chain of fewer steps is a chain on a coarser schedule, whose $\bar\alpha$ are a subset of the thousand. The
+# network is told the original $t$. Its noise in each step may have either of two variances, "large" ($\beta_t$, the usual
+# choice) and "small" ($\tilde\beta_t$). DDIM and the two chains, scored by {term}`FID` against all real digits (lower is
 # better; {doc}`10_metrics` derives it):
 
 
@@ -666,9 +666,9 @@ pd.DataFrame(table).T.rename_axis("steps", axis=1)
 # + s\, \bigl( \epsilon_\theta(\mathbf{x}_t, t, y) - \epsilon_\theta(\mathbf{x}_t, t, \text{Null}) \bigr) .
 # ```
 #
-# In this book $s = 1$ is none, 0 is unconditional, and a {term}`guidance scale` above 1 sharpens the class. CBDM, OC
-# and the code of the paper's later version, {cite:t}`hong2026cm`, write $1 + w$ for $s$: their $w = 1.5$ is our 2.5. What it does to the samples, from the
-# same noise in each column:
+# In this book $s = 1$ is none, 0 is unconditional, and a {term}`guidance scale` above 1 sharpens the class. CBDM, OC and
+# the code of the paper's later version, {cite:t}`hong2026cm`, write $1 + w$ for $s$: their $w = 1.5$ is our 2.5. What it
+# does to the samples, from the same noise in each column:
 
 # %%
 pictures = {}

@@ -183,10 +183,10 @@ sliders.explore(
 # \varphi_b(D) = b\,\bigl(1 - e^{-D/b}\bigr).
 # ```
 #
-# For small $D$, $\varphi_b(D) \approx D$ and {eq}`eq-bounded` is {eq}`eq-call`. For large $D$ the gain ends, and a minority
-# class comes to rest at $D^* = b \ln(\omega_\text{Div}/\omega_\text{Con})$. Noise has variance 1 per pixel, so predicting
-# nothing costs 1; with $b = 0.1$ the rarest class rests at a distance that makes $\theta^g$ a poor model of it, yet
-# keeps its outputs in the range of noise.
+# For small $D$, $\varphi_b(D) \approx D$ and {eq}`eq-bounded` is {eq}`eq-call`. For large $D$ the gain ends, and a
+# minority class comes to rest at $D^* = b \ln(\omega_\text{Div}/\omega_\text{Con})$. Noise has variance 1 per pixel, so
+# predicting nothing costs 1; with $b = 0.1$ the rarest class rests at a distance that makes $\theta^g$ a poor model of
+# it, yet keeps its outputs in the range of noise.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The allocation loss of the rarest class against the distance D: as printed it falls forever, bounded it has a minimum (dot).", "name": "fig-bounded"}, "image": {"alt": "Two curves against distance. The printed loss is a straight line downwards. The bounded loss leaves zero with the same slope, bends, and has a minimum near 0.4.", "classes": "dark-light"}}
 con, div = omega_con[-1].item(), omega_div[-1].item()
@@ -213,8 +213,8 @@ loss(eps, eps_general, head_and_tail)
 # %% [markdown]
 # Two pairs of random predictions, of the most common class and of the rarest. The first pays 3.6 times its distance. The
 # second is far beyond its rest point: it has gained all that the bound lets it gain, about $0.1\,\omega_\text{Div}$, and
-# feels a small pull back. An image whose label was dropped, for guidance, keeps the weights of its true class, though both
-# predictions are then Null's; the paper does not say.
+# feels a small pull back. An image whose label was dropped, for guidance, keeps the weights of its true class, though
+# both predictions are then Null's; the paper does not say.
 #
 # A training step does not cost twice as much: the expert sits in the up path, so `UNet.forward_both` encodes once and
 # decodes twice, with the same dropout masks. With `branch_share=0.5` only half of the images, drawn by the size of their
@@ -295,11 +295,12 @@ show(fid)
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "FID by split, mean and standard deviation over seeds, on a logarithmic axis. From the records in results/, profile cpu, sampled without guidance.", "name": "fig-split-fid"}, "image": {"alt": "Grouped bars of FID for Many, Medium, Few and overall. CALL without its expert is close to the others on Many and many times worse on Few.", "classes": "dark-light"}}
 viz.split_bars(fid)
 # %% [markdown]
-# On Many the two networks of CALL agree within a standard deviation. On Few, $\theta^g$ is an order of magnitude
-# worse: it takes the expert to draw minorities. How much worse differs from seed to seed (look at the standard
-# deviation); that it is worse does not. On Medium, of whose three classes one is pushed, it depends on the seed, from level with DDPM to three times worse, where
-# the paper's $\theta^g$ is somewhat ahead of DDPM. Whether the expert therefore *holds* what is known about minorities, as the
-# paper reads its own such table, is another question, which {doc}`08_inside_the_expert` puts to the test.
+# On Many the two networks of CALL agree within a standard deviation. On Few, $\theta^g$ is an order of magnitude worse:
+# it takes the expert to draw minorities. How much worse differs from seed to seed (look at the standard deviation); that
+# it is worse does not. On Medium, of whose three classes one is pushed, it depends on the seed, from level with DDPM to
+# three times worse, where the paper's $\theta^g$ is somewhat ahead of DDPM. Whether the expert therefore *holds* what is
+# known about minorities, as the paper reads its own such table, is another question, which {doc}`08_inside_the_expert`
+# puts to the test.
 #
 # Is $\theta$ better than DDPM? The same seed means the same images, timesteps and noise in training and the same noise in
 # sampling, so we may compare seed by seed:
@@ -379,9 +380,9 @@ copies["if not copying"] = {
 pd.DataFrame(copies).T.rename(columns=str.capitalize)
 
 # %% [markdown]
-# All three models sit close to their training images, on Few eight to eleven times as often as a model that does not copy: with 3
-# images of a class that is no surprise, and CALL does not cure it. It also puts the scores above into perspective. A
-# "model" that hands out the training images of each class in turn has learnt nothing, and scores
+# All three models sit close to their training images, on Few eight to eleven times as often as a model that does not
+# copy: with 3 images of a class that is no surprise, and CALL does not cure it. It also puts the scores above into
+# perspective. A "model" that hands out the training images of each class in turn has learnt nothing, and scores
 # (`benchmarks/evidence.json`):
 
 # %%
@@ -390,8 +391,8 @@ machine = {s: f"{evidence['copies'][s]['fid']:.2f}" for s in columns}
 pd.DataFrame({"copy machine": machine}).T.rename(columns=str.capitalize)
 
 # %% [markdown]
-# In every split and overall that is better than DDPM and CALL. FID alone does not tell learning from copying: read it beside the
-# checks above and beside recall ({doc}`10_metrics`).
+# In every split and overall that is better than DDPM and CALL. FID alone does not tell learning from copying: read it
+# beside the checks above and beside recall ({doc}`10_metrics`).
 #
 # ### When the two part
 #
@@ -403,8 +404,8 @@ viz.distance_curves(
 )
 # %% [markdown]
 # For 1,750 to 3,000 steps nothing parts. Then, within a few hundred, Few rises by more than three orders of magnitude to
-# its rest point, and Medium, by its one pushed class, to a twentieth of that; Many stays as close as it was. *When* it happens
-# depends on the seed; where it ends does not.
+# its rest point, and Medium, by its one pushed class, to a twentieth of that; Many stays as close as it was. *When* it
+# happens depends on the seed; where it ends does not.
 #
 # ```{admonition} Pitfalls
 # :class: warning

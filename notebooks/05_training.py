@@ -79,10 +79,10 @@ for record in live.follow(steps, settings, run):
 
 # %% [markdown]
 # The checkpoint in the run folder holds the weights, their moving average and the optimiser's state. Run the cell again
-# and training goes on from there; so it does after Ctrl-C or *Interrupt Kernel*, which write a checkpoint first. Each random
-# draw of step $k$ depends on the seed and $k$ alone, so a run in ten pieces equals a run in one, bit for bit on the CPU.
-# Two methods with the same seed see the same images, timesteps and noise, unless re-sampling or warping the images is what
-# the method does.
+# and training goes on from there; so it does after Ctrl-C or *Interrupt Kernel*, which write a checkpoint first. Each
+# random draw of step $k$ depends on the seed and $k$ alone, so a run in ten pieces equals a run in one, bit for bit on
+# the CPU. Two methods with the same seed see the same images, timesteps and noise, unless re-sampling or warping the
+# images is what the method does.
 
 # %%
 _, state = checkpoints.load_newest(run, tensors=False)
@@ -97,8 +97,8 @@ print(
 #
 # ## What to expect
 #
-# The curve of this page's slice, which may be no more than a dot, and that of the finished run whose record comes with the
-# book. If yours does not follow it, something is different: the seed, the settings, or a bug.
+# The curve of this page's slice, which may be no more than a dot, and that of the finished run whose record comes with
+# the book. If yours does not follow it, something is different: the seed, the settings, or a bug.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record, averages over stretches of it).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 1 and meets the longer, flattening curve of the finished run.", "classes": "dark-light"}}
 curves = {}
@@ -177,7 +177,8 @@ sliders.explore(
 # %% [markdown]
 # *Differences are mean absolute ones of pixels from 0 to 255, at equal noise.*
 #
-# With CALL three things are to be seen. All classes take shape early, the rare ones less clearly. For a while $\theta$ and
+# With CALL three things are to be seen. All classes take shape early, the rare ones less clearly. For a while $\theta$
+# and
 # $\theta^g$ draw the same: the allocation loss sits on its saddle ({doc}`04_general_and_expert`). Then the rarest classes
 # wash out in $\theta^g$, from one checkpoint to the next, and in $\theta$ they do not.
 #
@@ -213,8 +214,8 @@ else:
 #     -p dataset digits -p imbalance_ratio 50 -p method call -p profile cpu -p seed 0
 # ```
 #
-# {doc}`../book/gpu` has the paper's recipe and what a full run needs, {doc}`13_your_own_data` the way from a folder of your
-# own photos.
+# {doc}`../book/gpu` has the paper's recipe and what a full run needs, {doc}`13_your_own_data` the way from a folder of
+# your own photos.
 #
 # ```{admonition} Pitfalls
 # :class: warning

@@ -208,10 +208,10 @@ pd.DataFrame(
 
 # %% [markdown]
 # On training images the network fits the rarest classes as well as the common ones: it has learnt their few images by
-# heart. On the balanced set its loss on them is far higher, for most of these images are new to it. What was hardly learnt has
-# little to lose; on the rarest class layer-wise pruning even *lowers* the loss, as if it removed what had been fitted to
-# its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may show how much
-# *memorised* detail of a class the small weights carry, as much as the class's share of capacity.
+# heart. On the balanced set its loss on them is far higher, for most of these images are new to it. What was hardly
+# learnt has little to lose; on the rarest class layer-wise pruning even *lowers* the loss, as if it removed what had been
+# fitted to its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may show how
+# much *memorised* detail of a class the small weights carry, as much as the class's share of capacity.
 #
 # This is one network, on one small data set. It does not refute the paper's figure, which was made on CIFAR-100. It says
 # that the figure cannot be read without its three choices.

@@ -61,9 +61,9 @@ viz.style()
 # \mathcal{L}(g, e) = (g + e - 1)^2 - \kappa\,e^2 .
 # ```
 #
-# Choose $g = 1 - e$: the base loss is zero for *every* $e$, and $\mathcal{L} = -\kappa e^2$. The base loss does not hold the
-# expert, since $\theta^g$ can pay for all that the expert does. So this model has no floor, whatever the learning rate, the
-# clipping or $\lambda > 0$.
+# Choose $g = 1 - e$: the base loss is zero for *every* $e$, and $\mathcal{L} = -\kappa e^2$. The base loss does not hold
+# the expert, since $\theta^g$ can pay for all that the expert does. So this model has no floor, whatever the learning
+# rate, the clipping or $\lambda > 0$.
 #
 # At $(1, 0)$ the loss has a saddle: gradient flow leaves it exponentially, at the rate
 # $\nu = \sqrt{4 + \kappa^2} + \kappa - 2$, from
@@ -109,10 +109,10 @@ figure
 #   from $g + e$; but $e$ must follow to keep $g + e = 1$, and $D$ grows all the same: more slowly, at the rate
 #   $2\sqrt{1 + \kappa} - 2$ (here 2.4 and not 6), and without limit. Whether networks do so too, the runs below show.
 #
-# And the weight $\lambda$ of the allocation loss? It multiplies $\kappa$ and so raises the rate at which the saddle is left,
-# to $\sqrt{4 + \lambda^2 \kappa^2} + \lambda \kappa - 2$: here from 0.4 at $\lambda = 0.1$ to 6 at 1 and 35 at 5. The
-# rest point does not move: $b$ says where, $\lambda$ how soon. Move the slider; it turns $\lambda$ in the two-number model, not
-# in a network.
+# And the weight $\lambda$ of the allocation loss? It multiplies $\kappa$ and so raises the rate at which the saddle is
+# left, to $\sqrt{4 + \lambda^2 \kappa^2} + \lambda \kappa - 2$: here from 0.4 at $\lambda = 0.1$ to 6 at 1 and 35 at 5.
+# The rest point does not move: $b$ says where, $\lambda$ how soon. Move the slider; it turns $\lambda$ in the two-number
+# model, not in a network.
 
 
 # %% tags=["hide-input"]
@@ -138,12 +138,12 @@ sliders.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101
 # %% [markdown]
 # ## One eigenvalue
 #
-# In a U-Net $\theta^g$ cannot pay for everything. What follows the decomposed layers, the last normalisation and the output
-# convolution, both predictions share, and a normalisation keeps its output in range however large $BA$ gets. Is there a
-# floor after all?
+# In a U-Net $\theta^g$ cannot pay for everything. What follows the decomposed layers, the last normalisation and the
+# output convolution, both predictions share, and a normalisation keeps its output in range however large $BA$ gets. Is
+# there a floor after all?
 #
-# Let $f$ and $f^g$ be what enters the output convolution of $\theta$ and of $\theta^g$, and $K$ its kernel. The predictions
-# are $K f$ and $K f^g$, so in $K$ the printed loss is quadratic:
+# Let $f$ and $f^g$ be what enters the output convolution of $\theta$ and of $\theta^g$, and $K$ its kernel. The
+# predictions are $K f$ and $K f^g$, so in $K$ the printed loss is quadratic:
 #
 # ```{math}
 # :label: eq-output-kernel
@@ -151,9 +151,9 @@ sliders.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101
 # H = \mathbb{E}\, f f^\top - \mathbb{E}\,\kappa_y (f - f^g)(f - f^g)^\top ,
 # ```
 #
-# with $\kappa_y = \omega_\text{Div}^y - \omega_\text{Con}^y$ and, up to a factor, $H$ for its second derivatives. A quadratic
-# function has a floor only if no eigenvalue of $H$ is negative. Before anything has parted $f = f^g$, and none is. Here is
-# the smallest one in the released network, trained with the *bounded* loss, on its training images:
+# with $\kappa_y = \omega_\text{Div}^y - \omega_\text{Con}^y$ and, up to a factor, $H$ for its second derivatives. A
+# quadratic function has a floor only if no eigenvalue of $H$ is negative. Before anything has parted $f = f^g$, and none
+# is. Here is the smallest one in the released network, trained with the *bounded* loss, on its training images:
 
 
 # %%
@@ -210,9 +210,9 @@ pd.DataFrame(terms).T.map("{:,.2f}".format)
 
 # %% [markdown]
 # The base loss grows with the square of $k$, the allocation loss falls faster, and their sum has no floor. The output
-# convolution puts any gain it likes on a direction that $\theta$'s features hardly use and $\theta^g$'s do. This is a fact
-# about the loss and not about an optimiser: no learning rate and no clipping gives it a minimum. And it tells what to
-# expect of a run that takes this way: its *base* loss explodes, too.
+# convolution puts any gain it likes on a direction that $\theta$'s features hardly use and $\theta^g$'s do. This is a
+# fact about the loss and not about an optimiser: no learning rate and no clipping gives it a minimum. And it tells what
+# to expect of a run that takes this way: its *base* loss explodes, too.
 #
 # ## As printed
 #
@@ -251,8 +251,8 @@ curves = {
 curves["bounded, b = 0.1"] = [r["training"]["curve"] for r in bounded]
 viz.divergence_curves(curves, diverged=set(printed))
 # %% [markdown]
-# Every run of the printed loss stops before the end, at a step that depends on the seed: all of them leave the saddle, and
-# none comes back. The two-number model says the same of the stop-gradient, and the runs agree. Nor does it matter
+# Every run of the printed loss stops before the end, at a step that depends on the seed: all of them leave the saddle,
+# and none comes back. The two-number model says the same of the stop-gradient, and the runs agree. Nor does it matter
 # whether the output convolution is decomposed as well, or left to both. In some it is the base loss that explodes first.
 #
 # ## Which bound?
@@ -266,8 +266,8 @@ viz.divergence_curves(curves, diverged=set(printed))
 # | cap | $\min(D, b)$ | $b$, for every class with $\omega_\text{Div} > \omega_\text{Con}$ |
 # | centred | exponential, of the difference without its mean over pixels | see {doc}`08_inside_the_expert` |
 #
-# One dot per seed, of the seeds that all variants have. The table below has the mean ratio to DDPM, seed by seed, with its
-# 95 % interval ({doc}`11_ablations`):
+# One dot per seed, of the seeds that all variants have. The table below has the mean ratio to DDPM, seed by seed, with
+# its 95 % interval ({doc}`11_ablations`):
 
 # %% mystnb={"figure": {"caption": "FID of θ by split for each bound, one dot per run, θ without guidance; shaded: the range of DDPM. Records in results/.", "name": "fig-bounds"}, "image": {"alt": "Three panels, Many, Medium and Few, with a row of dots per variant. All bounds lie close together in every panel; on Few most dots lie at or left of the shaded range of DDPM.", "classes": "dark-light"}}
 variants = {
@@ -331,9 +331,9 @@ for name, (method, overrides) in variants.items():
 pd.DataFrame(table).T.fillna("")
 
 # %% [markdown]
-# The **released weights** need no bound because nothing parts: $\theta$ and $\theta^g$ score alike, and near DDPM. Diversity
-# times 0.2 moves the class at which the sign changes towards the tail and weakens the push there fivefold, so that the
-# run ends before it has left the saddle. More steps might leave it.
+# The **released weights** need no bound because nothing parts: $\theta$ and $\theta^g$ score alike, and near DDPM.
+# Diversity times 0.2 moves the class at which the sign changes towards the tail and weakens the push there fivefold, so
+# that the run ends before it has left the saddle. More steps might leave it.
 #
 # What the bound decides is how bad $\theta^g$ becomes on minorities: from one variant to the next its FID on Few spans more
 # than an order of magnitude. What it hardly decides is $\theta$. Over two decades of $b$, and for the hard cap, $\theta$
@@ -345,18 +345,18 @@ pd.DataFrame(table).T.fillna("")
 #
 # The stop-gradient, too, finishes once there is a bound.
 #
-# This is a warning, too. From $b = 0.1$ to $b = 1$ $\theta^g$ is pushed ten times further away, and $\theta$ gets no better on
-# Few. At smaller bounds there may be a trend: the mean ratio to DDPM falls from no diversity to $b = 0.01$ and on to
-# 0.1, though not in each seed. So parting may help; parting *further* does not. {doc}`08_inside_the_expert` looks at
-# what the difference consists of.
+# This is a warning, too. From $b = 0.1$ to $b = 1$ $\theta^g$ is pushed ten times further away, and $\theta$ gets no
+# better on Few. At smaller bounds there may be a trend: the mean ratio to DDPM falls from no diversity to $b = 0.01$ and
+# on to 0.1, though not in each seed. So parting may help; parting *further* does not. {doc}`08_inside_the_expert` looks
+# at what the difference consists of.
 #
 # ## Where, and how much?
 #
-# The paper decomposes "the upsampling part of the U-Net" at a tenth of the full rank. Its authors' later code decomposes the 27 convolutions
-# of 3 × 3 in the up path; we take every matrix there, among them those that bring in the class; one can take the whole
-# network. On the paper's network for CIFAR and at rank 1/10 these are 1,981,056 parameters, 2,515,456 and more. (That code
-# also factors a convolution differently, into $3r$ columns and not $r$: 3,129,984 on those 27.) On our network for digits, one run
-# each:
+# The paper decomposes "the upsampling part of the U-Net" at a tenth of the full rank. Its authors' later code decomposes
+# the 27 convolutions of 3 × 3 in the up path; we take every matrix there, among them those that bring in the class; one
+# can take the whole network. On the paper's network for CIFAR and at rank 1/10 these are 1,981,056 parameters, 2,515,456
+# and more. (That code also factors a convolution differently, into $3r$ columns and not $r$: 3,129,984 on those 27.) On
+# our network for digits, one run each:
 
 # %%
 sizes = {
@@ -433,7 +433,8 @@ D[loss.argmin()].item()
 # ```
 #
 # The second derivatives of {eq}`eq-two-numbers` are $\begin{pmatrix} 2 & 2 \\ 2 & 2 - 2\kappa \end{pmatrix}$, with the
-# negative eigenvalue $-\nu$, $\nu = \sqrt{4 + \kappa^2} + \kappa - 2$. A step multiplies that direction by $1 + \nu\,$`lr`:
+# negative eigenvalue $-\nu$, $\nu = \sqrt{4 + \kappa^2} + \kappa - 2$. A step multiplies that direction by $1 +
+# \nu\,$`lr`:
 
 # %%
 kappa, lr = div - con, 0.02

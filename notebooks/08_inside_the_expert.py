@@ -195,9 +195,9 @@ viz.image_rows(list(shown.values()), list(shown))
 #
 # ## 6 · Is a minority easier to recognise?
 #
-# One more way to ask. Does $\theta$ see minorities better than $\theta^g$ does, or a plain DDPM, if nobody tells it the class?
-# We give the networks noised images under Null, take the features that enter the last convolution, averaged over pixels, and let a logistic
-# regression decide "is it of Few?":
+# One more way to ask. Does $\theta$ see minorities better than $\theta^g$ does, or a plain DDPM, if nobody tells it the
+# class? We give the networks noised images under Null, take the features that enter the last convolution, averaged over
+# pixels, and let a logistic regression decide "is it of Few?":
 
 # %% mystnb={"figure": {"caption": "How well a linear classifier tells the classes of Few from the rest, by features and timestep; five-fold cross-validation on the balanced set. Dotted: chance.", "name": "fig-probe"}, "image": {"alt": "Three falling lines from about 0.9 at t = 20 to chance beyond t = 500. θ and θᵍ lie on one another, DDPM slightly above.", "classes": "dark-light"}}
 probe_timesteps = [20, 100, 200, 300, 400, 600]
@@ -215,10 +215,10 @@ auc = {
 }
 viz.probe_curves(probe_timesteps, auc)
 # %% [markdown]
-# It does not: without a class to hear, $\theta$ and $\theta^g$ have the same features, and DDPM's are no worse. Read no more
-# into it. An expert that acts only when it hears a class cannot show here, whatever it holds; and under Null, which stands
-# for all classes in turn, the loss as a whole pulls the two predictions together (the first figure). So this rules out
-# that $\theta$ recognises minorities unasked, and it cannot tell knowledge from a switch. The repairs above can.
+# It does not: without a class to hear, $\theta$ and $\theta^g$ have the same features, and DDPM's are no worse. Read no
+# more into it. An expert that acts only when it hears a class cannot show here, whatever it holds; and under Null, which
+# stands for all classes in turn, the loss as a whole pulls the two predictions together (the first figure). So this rules
+# out that $\theta$ recognises minorities unasked, and it cannot tell knowledge from a switch. The repairs above can.
 #
 # ## 7 · What if a constant gains nothing?
 #
@@ -320,5 +320,5 @@ print(
 # ```{solution-end}
 # ```
 #
-# **Take-away.** In the run of this page, on digits, capacity *is* allocated, and the expert *is* needed; but what it holds is mostly a switch.
-# **Next.** {doc}`09_rivals`: what others do for minorities.
+# **Take-away.** In the run of this page, on digits, capacity *is* allocated, and the expert *is* needed; but what it
+# holds is mostly a switch. **Next.** {doc}`09_rivals`: what others do for minorities.

@@ -82,7 +82,8 @@ def batch_of(index):
 # P(\text{class } c) \propto N_c^{1 - \rho}, \qquad P(\mathbf{x}_i) \propto N_{y_i}^{-\rho},
 # ```
 #
-# with $\rho = 0$ the natural shares, $\rho = \tfrac12$ the square root, and $\rho = 1$ balanced. `callkit` has the last as
+# with $\rho = 0$ the natural shares, $\rho = \tfrac12$ the square root, and $\rho = 1$ balanced. `callkit` has the last
+# as
 # `rs` and the middle one as `rs-sqrt`.
 #
 # With $\rho = 1$ the expected loss is
@@ -240,8 +241,8 @@ with torch.no_grad():
 #
 # ## Focal: weight what is hard
 #
-# **Idea.** A classifier's loss can be dominated by many easy examples; weight each by how wrong the prediction is, so that
-# hard ones, hopefully the minorities, count {cite:p}`lin2017focal`. For regression there is Focal-R, from
+# **Idea.** A classifier's loss can be dominated by many easy examples; weight each by how wrong the prediction is, so
+# that hard ones, hopefully the minorities, count {cite:p}`lin2017focal`. For regression there is Focal-R, from
 # {cite:t}`yang2021dir`: with $e$ the error and $\sigma$ the sigmoid, their code multiplies the loss by
 # $(2 \sigma(\beta \lvert e \rvert) - 1)^\gamma$. The paper of CALL states no formula. Ours, with $\ell_i$ the loss
 # of sample $i$ of a batch of size $n$ and $\operatorname{sg}$ the stop-gradient:
@@ -313,16 +314,17 @@ for axes in (left, right):
     axes.axhline(1, color=viz.INK, linestyle=":", linewidth=1)
 figure
 # %% [markdown]
-# The weight goes to *timesteps*. At small $t$ the image hides the noise, $\ell$ is near 1 for any network and any class; at
-# large $t$ the input *is* the noise and $\ell$ is near 0. Between classes there is hardly a difference, and none that
-# grows towards the tail: on its training images the network is as good on rare classes as on common ones. So focal
-# loss moves training from large $t$, where it is decided what an image shows, to the last pixels' worth of noise. An
-# idea for classifiers does not carry over just because a loss is there to be raised to a power.
+# The weight goes to *timesteps*. At small $t$ the image hides the noise, $\ell$ is near 1 for any network and any class;
+# at large $t$ the input *is* the noise and $\ell$ is near 0. Between classes there is hardly a difference, and none that
+# grows towards the tail: on its training images the network is as good on rare classes as on common ones. So focal loss
+# moves training from large $t$, where it is decided what an image shows, to the last pixels' worth of noise. An idea for
+# classifiers does not carry over just because a loss is there to be raised to a power.
 #
 # ## CBDM: let the classes agree
 #
-# **Idea.** Noise the image once and predict twice, for its class $y$ and for a random class $y'$; pull the two predictions
-# together. A minority may then borrow from majorities what does not depend on the class {cite:p}`qin2023cbdm`. With
+# **Idea.** Noise the image once and predict twice, for its class $y$ and for a random class $y'$; pull the two
+# predictions together. A minority may then borrow from majorities what does not depend on the class
+# {cite:p}`qin2023cbdm`. With
 # $h = \epsilon_\theta(\mathbf{x}_t, t, y)$ and $h' = \epsilon_\theta(\mathbf{x}_t, t, y')$,
 #
 # ```{math}
@@ -337,8 +339,8 @@ figure
 # $T = 1000$. These are the same number; we keep the code's.
 # ```
 #
-# **Where it comes from.** A reverse step for class $y$ is a Gaussian with mean $\mu_y$ and a variance $\sigma_t^2$ that does
-# not depend on $y$. Suppose labels were distributed as we like, by $r$ instead of the training frequencies: for an
+# **Where it comes from.** A reverse step for class $y$ is a Gaussian with mean $\mu_y$ and a variance $\sigma_t^2$ that
+# does not depend on $y$. Suppose labels were distributed as we like, by $r$ instead of the training frequencies: for an
 # $\mathbf{x}_t$ that says nothing about its label, the step without a label would be the mixture over $r$. To ask
 # that each class stay close to it is to ask for a small divergence, and the divergence is convex in its second
 # argument:
@@ -351,10 +353,10 @@ figure
 # = \mathbb{E}_{y' \sim r} \frac{\lVert \mu_y - \mu_{y'} \rVert^2}{2 \sigma_t^2} .
 # ```
 #
-# Since $\mu_y - \mu_{y'}$ is a multiple of $h - h'$, the right side is, up to a factor, the bracket of {eq}`eq-cbdm` without
-# its stop-gradients. The premise, an $\mathbf{x}_t$ that does not know its label, is true at large $t$ only, which is where
-# the factor $t/T$ puts the weight. To adjust the labels to a *uniform* distribution, $r$ would be uniform; the published
-# code draws $y'$ from the training frequencies unless it fine-tunes, and so does our default.
+# Since $\mu_y - \mu_{y'}$ is a multiple of $h - h'$, the right side is, up to a factor, the bracket of {eq}`eq-cbdm`
+# without its stop-gradients. The premise, an $\mathbf{x}_t$ that does not know its label, is true at large $t$ only,
+# which is where the factor $t/T$ puts the weight. To adjust the labels to a *uniform* distribution, $r$ would be uniform;
+# the published code draws $y'$ from the training frequencies unless it fine-tunes, and so does our default.
 #
 # **What the stop-gradients do.** The first term moves the prediction for the true class towards that for $y'$, the second
 # moves the prediction for $y'$ towards that for the true class. They separate two directions of one distance, so that the
@@ -399,9 +401,9 @@ with torch.no_grad():
         rows.append(data.to_uint8(torch.cat([x_t[:1], implied])))
 viz.image_rows(rows, [f"t = {t}" for t in levels])
 # %% [markdown]
-# At small $t$ all classes agree anyway; at large $t$ each sees its own digit, and that is what the regulariser takes away.
-# How much? Let the network be free to predict anything, $h_k$ for class $k$ at this $\mathbf{x}_t$, and let $m_k$ be the
-# best prediction of DDPM for it. With $p_k = p(k \mid \mathbf{x}_t)$ and $\kappa = \tau t / T$ the gradient of
+# At small $t$ all classes agree anyway; at large $t$ each sees its own digit, and that is what the regulariser takes
+# away. How much? Let the network be free to predict anything, $h_k$ for class $k$ at this $\mathbf{x}_t$, and let $m_k$
+# be the best prediction of DDPM for it. With $p_k = p(k \mid \mathbf{x}_t)$ and $\kappa = \tau t / T$ the gradient of
 # {eq}`eq-cbdm` with respect to $h_k$ vanishes where
 #
 # ```{math}
@@ -460,8 +462,9 @@ viz.image_rows(rows, [f"t = {t}" for t in levels])
 # \mathbb{E}_z\, \epsilon_z = \frac{\mathbf{x}_t - \sqrt{\bar\alpha_t} \sum_j w_j\,\mathbf{x}_{0,j}}{\sqrt{1 - \bar\alpha_t}} ,
 # ```
 #
-# and $\sum_j w_j \mathbf{x}_{0,j} = \mathbb{E}[\mathbf{x}_0 \mid \mathbf{x}_t]$: the optimal denoiser of the batch, *without*
-# classes. In a network without labels nothing would change: $z$ given $\mathbf{x}_t$ is distributed as the image that
+# and $\sum_j w_j \mathbf{x}_{0,j} = \mathbb{E}[\mathbf{x}_0 \mid \mathbf{x}_t]$: the optimal denoiser of the batch,
+# *without* classes. In a network without labels nothing would change: $z$ given $\mathbf{x}_t$ is distributed as the
+# image that
 # $\mathbf{x}_t$ was made from, so the pairs of input and target have the distribution that they had. If all draws are
 # accepted, all that OC does it does by leaving the label of one image at the target of another. The gate adds a second
 # effect, to which we come below.
@@ -504,8 +507,8 @@ for t in (100, 400, 800):
     )
 
 # %% [markdown]
-# **Why large noise means transfer.** The logits of {eq}`eq-oc-posterior` carry the factor $1/\varsigma_t^2$. At small $t$ they
-# are huge, $w$ puts everything on the sample itself, and OC is DDPM:
+# **Why large noise means transfer.** The logits of {eq}`eq-oc-posterior` carry the factor $1/\varsigma_t^2$. At small $t$
+# they are huge, $w$ puts everything on the sample itself, and OC is DDPM:
 
 # %%
 for t in (0, 50, 950):
@@ -583,8 +586,8 @@ for t in (300, 400, 800):
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# At large $t$ a network that hears no label is hardly ever aimed at Few. OC's {term}`Null` prediction, from which guidance
-# points away, is tilted to the head. For unconditional generation its authors use "head to tail" instead.
+# At large $t$ a network that hears no label is hardly ever aimed at Few. OC's {term}`Null` prediction, from which
+# guidance points away, is tilted to the head. For unconditional generation its authors use "head to tail" instead.
 #
 # ## What is left of the class?
 #
@@ -716,9 +719,9 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# For CBDM 1.5 is about right at the smaller of these $t$ and 2.5 at the largest, for all classes alike. For OC no scale is:
-# at large $t$ Few keeps so little that 2.5 times it is little, too, and only around $t = 300$ to 350 does 2.5 restore it.
-# Many is then well beyond 1.
+# For CBDM 1.5 is about right at the smaller of these $t$ and 2.5 at the largest, for all classes alike. For OC no scale
+# is: at large $t$ Few keeps so little that 2.5 times it is little, too, and only around $t = 300$ to 350 does 2.5 restore
+# it. Many is then well beyond 1.
 #
 # ## From the records
 #
@@ -755,9 +758,9 @@ for axes in figure.axes:
     viz.log_axis(axes.xaxis)
 figure
 # %% [markdown]
-# CBDM and OC are far behind DDPM in every split, as predicted, and CALL on top of them does not change that: it leaves the
-# base loss's targets as they are. Focal is behind as well, and so is ADA, perhaps because mirrored and turned digits are no digits.
-# Now with guidance, the seeds that all of its runs have:
+# CBDM and OC are far behind DDPM in every split, as predicted, and CALL on top of them does not change that: it leaves
+# the base loss's targets as they are. Focal is behind as well, and so is ADA, perhaps because mirrored and turned digits
+# are no digits. Now with guidance, the seeds that all of its runs have:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "FID against the guidance scale (1 is none), a dot per run and a line through the means, for the methods with records at more than one scale.", "name": "fig-guidance"}, "image": {"alt": "Three panels with logarithmic axes, Many, Medium and Few. From scale 1 to 1.5 the lines of CBDM and OC fall steeply, those of DDPM and CALL rise on Many and Medium and fall on Few; at 2.5 OC has fallen further.", "classes": "dark-light"}}
 scales = {
@@ -831,7 +834,8 @@ frame
 #   There the rarest images are seen up to three times as often as here. Or it is the guidance, if the paper used some: at
 #   1.5 RS falls behind DDPM overall on digits too, by the one seed that has it, though it is ahead at 1.
 #
-# {doc}`10_metrics` has the paper's own numbers for these methods: other data sets, another extractor, and an unknown scale.
+# {doc}`10_metrics` has the paper's own numbers for these methods: other data sets, another extractor, and an unknown
+# scale.
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -899,7 +903,8 @@ for name, enlarge in {"1 × 8 × 8": lambda x: x, "3 × 32 × 32": like_cifar}.i
 # :class: dropdown
 # ```
 #
-# Divide {eq}`eq-cbdm-fixed` by $p_k$: the second pull has the factor $\gamma \kappa\, r_k / p_k$. For a rare class at large
+# Divide {eq}`eq-cbdm-fixed` by $p_k$: the second pull has the factor $\gamma \kappa\, r_k / p_k$. For a rare class at
+# large
 # $t$ the ratio $r_k/p_k$ is far above 1: drawn as $y'$ as often as any class, it is pulled towards the predictions for
 # majorities' images more often than it is trained on its own. With a uniform $r$ the rare classes lose most.
 
@@ -943,6 +948,6 @@ print(
 # ```{solution-end}
 # ```
 #
-# **Take-away.** RS repeats, ADA varies, focal looks elsewhere; CBDM and OC blur the classes where noise is large, and count
-# on guidance to sharpen them.
-# **Next.** {doc}`10_metrics`: what FID and the others measure, and the paper's tables beside ours.
+# **Take-away.** RS repeats, ADA varies, focal looks elsewhere; CBDM and OC blur the classes where noise is large, and
+# count on guidance to sharpen them. **Next.** {doc}`10_metrics`: what FID and the others measure, and the paper's tables
+# beside ours.

@@ -311,10 +311,10 @@ for name, values in curves["fid"].items():
 # even for the real half: the reference is finite too.) KID has no such slope. But unbiased is not precise: at these
 # sizes its deviation is larger than what separates the two sets.
 #
-# **FIDs of different numbers of images cannot be compared**, on either side of the comparison. That hits a
-# long-tailed table: its splits have fewer real images than the whole. On CIFAR-100 the reference of Few is 34 classes
-# of 500 images, where that of the overall score is 50,000 images. So it is no surprise that in the paper's Table 4
-# eight of nine FIDs of a split are *larger* than the overall one of their row, and it means little. Nor need the slope be the same for two
+# **FIDs of different numbers of images cannot be compared**, on either side of the comparison. That hits a long-tailed
+# table: its splits have fewer real images than the whole. On CIFAR-100 the reference of Few is 34 classes of 500 images,
+# where that of the overall score is 50,000 images. So it is no surprise that in the paper's Table 4 eight of nine FIDs of
+# a split are *larger* than the overall one of their row, and it means little. Nor need the slope be the same for two
 # models: they may change places with $n$.
 #
 # ## Trap 2: a class of its own
@@ -403,10 +403,10 @@ for method, name in {
 pd.DataFrame(table).T
 
 # %% [markdown]
-# Of the models, means over $n$ seeds from the records.
-# **The machine is ahead of DDPM and of CALL in every column of FID and KID**, also on images that it has never
-# "seen". Only the two re-samplings, which copy as well, keep up with it, on Few: ahead by FID, level or behind by KID. Its images are perfect. There are just few of them, and two
-# or three moments do not notice. Recall does: on Few it is near zero, and against unseen images lower still. So does
+# Of the models, means over $n$ seeds from the records. **The machine is ahead of DDPM and of CALL in every column of FID
+# and KID**, also on images that it has never "seen". Only the two re-samplings, which copy as well, keep up with it, on
+# Few: ahead by FID, level or behind by KID. Its images are perfect. There are just few of them, and two or three moments
+# do not notice. Recall does: on Few it is near zero, and against unseen images lower still. So does
 # `copies`, the share of generated images whose nearest real image was trained on. ({cite:t}`meehan2020copying` make a
 # statistical test of such distances, with a training set, a held-out set and a generated one, as here.)
 #
@@ -435,8 +435,9 @@ beside_fid.round(2)
 # On the whole a worse FID comes with a *higher* recall: OC, whose samples without guidance are far off, has more of it
 # than DDPM, and ADA has most. Recall's balls lie around the generated images. Where these are scattered the balls are
 # large, and cover real images that nothing generated is like. Precision, with its balls around the real images, falls. So
-# read the two as a pair. {cite:t}`naeem2020reliable` name this weakness, and draw all balls around real images: *coverage*
-# is the share of the balls with a generated image inside, *density* counts in how many of them a generated image lies.
+# read the two as a pair. {cite:t}`naeem2020reliable` name this weakness, and draw all balls around real images:
+# *coverage* is the share of the balls with a generated image inside, *density* counts in how many of them a generated
+# image lies.
 #
 # ## Trap 4: one image per class
 #
@@ -693,16 +694,16 @@ frame.assign(**{"KID, before rounding": kid_lead})
 
 # %% [markdown]
 # By FID and by KID the paper's CALL is ahead of the best baseline in every setting: furthest on ArtBench-10, least on
-# CelebA-HQ, where the lead is in the minority's own FID. On recall and IS it is within one deviation of the best, ahead or
-# behind. So the claim rests on FID and KID, and recall, the score that sees copies (trap 3), adds nothing to it.
+# CelebA-HQ, where the lead is in the minority's own FID. On recall and IS it is within one deviation of the best, ahead
+# or behind. So the claim rests on FID and KID, and recall, the score that sees copies (trap 3), adds nothing to it.
 #
 # This describes the tables and tests nothing. Of how many runs its deviations are, or whether of runs, the paper does not
 # say; over $n$ runs the standard error of a mean is $\sqrt n$ times smaller than the deviation. The best of up to six
 # baselines is chosen by the very score that it is compared by. And the last column has how little rounding leaves of some
 # of KID's leads.
 #
-# Two of the four gains over DDPM that one sentence of the paper's Section 5.2 states do not follow from its Table 1: it has
-# 2.725 (CIFAR-10, IR 100) and 2.571 (CIFAR-100, IR 50), where the cells differ by 2.970 and 2.631. We keep the cells.
+# Two of the four gains over DDPM that one sentence of the paper's Section 5.2 states do not follow from its Table 1: it
+# has 2.725 (CIFAR-10, IR 100) and 2.571 (CIFAR-100, IR 50), where the cells differ by 2.970 and 2.631. We keep the cells.
 #
 # ### Ours, on digits
 #

@@ -17,7 +17,8 @@
 #
 # **Objective.** Change one thing of CALL at a time, $\lambda$, its two terms, rank, place, the network's widths, and say
 # what the change is worth, with an interval. **Prerequisites.** {doc}`04_general_and_expert`,
-# {doc}`07_a_floor_for_the_loss`. **Time.** 20 minutes to read, seconds to run. **The one figure.** {numref}`fig-ablations`.
+# {doc}`07_a_floor_for_the_loss`. **Time.** 20 minutes to read, seconds to run. **The one figure.**
+# {numref}`fig-ablations`.
 #
 # Everything here is computed from the records in `results/` when the page is built. How many seeds a row has is written
 # beside it. Where there is one, it is an anecdote, and the page says so.
@@ -109,8 +110,8 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# **Why logarithms?** FID is positive, and its scatter over seeds grows with its size. Over all variants with at least three
-# seeds, the rank correlation of mean and standard deviation on Few:
+# **Why logarithms?** FID is positive, and its scatter over seeds grows with its size. Over all variants with at least
+# three seeds, the rank correlation of mean and standard deviation on Few:
 
 # %%
 spread = [
@@ -123,16 +124,16 @@ print(f"{correlation:+.2f} over {len(spread)} variants")
 
 # %% [markdown]
 # **What if it is not normal?** Three seeds cannot tell. A second test takes nothing for granted: if the method made no
-# difference, each $d_s$ could as well have had the other sign. Count the share of all $2^n$ sign patterns whose mean is as
-# far from zero. The price is that it can never be small for few seeds:
+# difference, each $d_s$ could as well have had the other sign. Count the share of all $2^n$ sign patterns whose mean is
+# as far from zero. The price is that it can never be small for few seeds:
 
 # %%
 smallest = {n: sign_flip_p([1] * n) for n in (2, 3, 4, 5, 6, 8)}
 pd.DataFrame({"smallest p": smallest}).rename_axis("seeds").T.round(3)
 
 # %% [markdown]
-# Below six seeds it cannot reach 0.05 whatever the truth. So our rule uses the interval, and the exact p is printed beside
-# it as a warning:
+# Below six seeds it cannot reach 0.05 whatever the truth. So our rule uses the interval, and the exact p is printed
+# beside it as a warning:
 #
 # > We call A **better** than B if the 95 % interval of the paired ratio excludes 1, with **at least three seeds**.
 # > If every seed has the same sign and the interval does not exclude 1, we speak of a *direction*. With fewer
@@ -171,9 +172,9 @@ if again:
     display(pd.concat(parts).round(2))
 
 # %% [markdown]
-# CALL is ahead in both again. But the seed whose ratio was by far the lowest of all had a bad run of DDPM to thank for it:
-# the second one is better by a tenth on Few, where CALL's whole lead is a seventh. Pairing removes the luck that two runs share, and
-# not this kind. It stays in the differences, and the interval is made of those.
+# CALL is ahead in both again. But the seed whose ratio was by far the lowest of all had a bad run of DDPM to thank for
+# it: the second one is better by a tenth on Few, where CALL's whole lead is a seventh. Pairing removes the luck that two
+# runs share, and not this kind. It stays in the differences, and the interval is made of those.
 #
 # ## The variants
 #
@@ -354,9 +355,10 @@ if len(rows) == 1:
 pd.DataFrame(rows).rename_axis(columns="λ").T
 
 # %% [markdown]
-# Where the two have parted, $D$ ends at the same place for every $\lambda$ that pushes, as the argument says. About *when* the
-# rows are less tidy: at half the $\lambda$ they part later, in one run not before its end; from 1 to 1.5 it depends on the seed.
-# So an ablation of $\lambda$ with a fixed number of steps compares, in part, for how long the two have been apart. At
+# Where the two have parted, $D$ ends at the same place for every $\lambda$ that pushes, as the argument says. About
+# *when* the rows are less tidy: at half the $\lambda$ they part later, in one run not before its end; from 1 to 1.5 it
+# depends on the seed. So an ablation of $\lambda$ with a fixed number of steps compares, in part, for how long the two
+# have been apart. At
 # $\lambda = 0$ $D$ passes the mark as well, but it grows alike in all splits: capacity is reserved, and nothing is allocated.
 # That is the control that a claim for *allocation* has to beat, rather than plain DDPM:
 
@@ -493,8 +495,8 @@ for split in splits:
 # :class: dropdown
 # ```
 #
-# With a base loss that grows like $\mu D$ the slope is $\mu + \lambda (\omega_\text{Con} - \omega_\text{Div} \varphi_b')$, and
-# the rest point moves out with $\lambda$:
+# With a base loss that grows like $\mu D$ the slope is $\mu + \lambda (\omega_\text{Con} - \omega_\text{Div}
+# \varphi_b')$, and the rest point moves out with $\lambda$:
 
 # %%
 counts = data.load_long_tailed(dataset, imbalance_ratio).train.counts

@@ -15,9 +15,9 @@
 # (ch-lasting)=
 # # 12 · Does the gain last?
 #
-# **Objective.** Take the gain that {doc}`04_general_and_expert` found to longer training, other data, other base losses and
-# guidance; see where it stays, and what it is. **Prerequisites.** {doc}`09_rivals`, {doc}`11_ablations`. **Time.** 15 minutes
-# to read, seconds to run. **The one figure.** {numref}`fig-gain`.
+# **Objective.** Take the gain that {doc}`04_general_and_expert` found to longer training, other data, other base losses
+# and guidance; see where it stays, and what it is. **Prerequisites.** {doc}`09_rivals`, {doc}`11_ablations`. **Time.** 15
+# minutes to read, seconds to run. **The one figure.** {numref}`fig-gain`.
 #
 # Everything here is computed from the records in `results/` when the page is built.
 
@@ -54,8 +54,8 @@ study, everything = notebook.study(**words)
 gains = tables.gains(everything)
 tables.gain_figure(gains)
 # %% [markdown]
-# The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes 1, a
-# *direction* if it does not but each seed has the same sign.
+# The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes 1,
+# a *direction* if it does not but each seed has the same sign.
 
 # %% tags=["remove-input", "prose-table"]
 Markdown(records.markdown(tables.gain_rows(gains)))
@@ -63,12 +63,12 @@ Markdown(records.markdown(tables.gain_rows(gains)))
 # %% [markdown]
 # **The gain depends on where one looks.** On DDPM's loss it is in the first row, where it was found, a direction at a
 # milder imbalance ratio, and in no other row: not with guidance, not in longer training, not on other data. On top of OC,
-# the paper's base loss, it is there on both data sets without guidance and with a little of it, and not to be seen at 2.5,
-# the scale that OC is used with. No interval here says that CALL does harm, at equal numbers of *steps*.
+# the paper's base loss, it is there on both data sets without guidance and with a little of it, and not to be seen at
+# 2.5, the scale that OC is used with. No interval here says that CALL does harm, at equal numbers of *steps*.
 #
-# The last column says what the base loss itself is worth at that scale: its FID on Few over that of DDPM without guidance.
-# Where CALL is better on OC, OC is one and a half to eight times worse than that, for want of guidance. These are the rows
-# at the scale at which the base loss is best, of those that were tried:
+# The last column says what the base loss itself is worth at that scale: its FID on Few over that of DDPM without
+# guidance. Where CALL is better on OC, OC is one and a half to eight times worse than that, for want of guidance. These
+# are the rows at the scale at which the base loss is best, of those that were tried:
 
 # %%
 best = tables.gain_rows(tables.at_best_scale(gains))
@@ -80,10 +80,10 @@ pd.DataFrame(best).set_index("where")[["seeds", "CALL / base on Few", "Few"]]
 #
 # ### Seeds that were added
 #
-# Where a row has five seeds, two of them were run after three had been looked at, and in most rows because these agreed in
-# CALL's favour. That makes an interval narrower than it should be: who stops where three seeds suffice, and adds two where
-# they only agree, finds 4 in 100 effects of nothing "better" and not 2.5. FID on Few of CALL over its base loss, the first
-# three and the two added:
+# Where a row has five seeds, two of them were run after three had been looked at, and in most rows because these agreed
+# in CALL's favour. That makes an interval narrower than it should be: who stops where three seeds suffice, and adds two
+# where they only agree, finds 4 in 100 effects of nothing "better" and not 2.5. FID on Few of CALL over its base loss,
+# the first three and the two added:
 
 # %%
 rows = {}
@@ -100,7 +100,8 @@ pd.DataFrame(rows).T
 
 # %% [markdown]
 # The added seeds say what the first said, except at 2.5, where the first saw nothing. With three seeds the last row alone
-# would have been called better. The exact test, which assumes nothing of the distribution, cannot go below 0.0625 with five.
+# would have been called better. The exact test, which assumes nothing of the distribution, cannot go below 0.0625 with
+# five.
 #
 # ## Training for longer
 #
@@ -115,11 +116,11 @@ curves
 # %% mystnb={"figure": {"caption": "The same runs: FID of CALL over that of DDPM with the same seed and as many steps.", "name": "fig-steps-ratio-digits"}, "image": {"alt": "Three panels with a row for each number of steps. On Few all dots lie on the line of DDPM at 1,500 steps, left of it in the mean from 3,000 to 9,000, and about it at 12,000. On Many and Medium they lie left of it at 12,000.", "classes": "dark-light"}}
 against_ddpm
 # %% [markdown]
-# At 1,500 steps the two predictions have not parted, and the methods are alike. (By the rule CALL is even better overall, by
-# 1.4 %: so little can it pick up, and so little need it mean.) From 3,000 to 9,000 CALL is ahead on Few in the mean; from
-# seed to seed the ratio differs by up to a quarter, and only the five seeds at 6,000 tell it from chance. **At 12,000 steps
-# no gain on Few is left to see.** Is that a change, or only a wide interval? The ratio at 12,000 over the ratio at an earlier
-# stop, seed by seed:
+# At 1,500 steps the two predictions have not parted, and the methods are alike. (By the rule CALL is even better overall,
+# by 1.4 %: so little can it pick up, and so little need it mean.) From 3,000 to 9,000 CALL is ahead on Few in the mean;
+# from seed to seed the ratio differs by up to a quarter, and only the five seeds at 6,000 tell it from chance. **At
+# 12,000 steps no gain on Few is left to see.** Is that a change, or only a wide interval? The ratio at 12,000 over the
+# ratio at an earlier stop, seed by seed:
 
 
 # %%
@@ -151,8 +152,8 @@ pd.DataFrame({"θᵍ / θ": tables.ratio_row(general, theta)}).T
 # %% [markdown]
 # ## A head start to what?
 #
-# A class of three to twelve images leaves little to learn but the images. A *copy* is a sample whose nearest real image was
-# trained on ({doc}`10_metrics`). FID on Few against the share of copies there, every run at every stop:
+# A class of three to twelve images leaves little to learn but the images. A *copy* is a sample whose nearest real image
+# was trained on ({doc}`10_metrics`). FID on Few against the share of copies there, every run at every stop:
 
 
 # %% mystnb={"figure": {"caption": "Digits, Few: FID against the share of copies, a dot per run and stop, and a line through the means of the stops, from 1,500 steps on the left to 12,000 on the right. Dotted: the FID of a machine that shows the training images and nothing else.", "name": "fig-copies-fid"}, "image": {"alt": "Dots of DDPM and CALL fall along one curve, from an FID of about 170 with a share of copies of 0.16 to one of 20 with 0.7, crossing the dotted line at 29 on the way.", "classes": "dark-light"}}
@@ -173,10 +174,11 @@ viz.copies_and_fid(
     records.benchmark("evidence")["copies"]["few"]["fid"],
 )
 # %% [markdown]
-# Both methods go down one road: FID falls as copies become more, and recall falls with it. At each stop CALL has a few more
-# copies in the mean. So part of its lead at equal steps is a lead *along* the road, to where one would not want to be, and FID alone
-# cannot tell ({doc}`10_metrics`). Not all of what FID rewards is copying, though: both end below the FID of the training
-# images themselves. {numref}`ex-equal-copies` takes the two apart. The means over the seeds that both have:
+# Both methods go down one road: FID falls as copies become more, and recall falls with it. At each stop CALL has a few
+# more copies in the mean. So part of its lead at equal steps is a lead *along* the road, to where one would not want to
+# be, and FID alone cannot tell ({doc}`10_metrics`). Not all of what FID rewards is copying, though: both end below the
+# FID of the training images themselves. {numref}`ex-equal-copies` takes the two apart. The means over the seeds that both
+# have:
 
 # %%
 SCORES = {
@@ -224,14 +226,15 @@ pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)[
 ]
 
 # %% [markdown]
-# The same picture, milder: without its expert the network is many times worse on Few and as good on Many, and with it CALL is
-# ahead of DDPM on Few in each of the three seeds, by somewhat less than at ratio 50 and within an interval that holds 1.
+# The same picture, milder: without its expert the network is many times worse on Few and as good on Many, and with it
+# CALL is ahead of DDPM on Few in each of the three seeds, by somewhat less than at ratio 50 and within an interval that
+# holds 1.
 #
 # ## Other data
 #
-# Fashion-MNIST, here at 8 × 8 as well, has 60 images of its rarest class where digits have 3, and a test set of its own to be
-# compared with. A run of 10,000 steps sees each image 43 times, and copies nothing: the nearest real image of a sample was
-# trained on as rarely as chance has it. Each run was stopped four times to be measured:
+# Fashion-MNIST, here at 8 × 8 as well, has 60 images of its rarest class where digits have 3, and a test set of its own
+# to be compared with. A run of 10,000 steps sees each image 43 times, and copies nothing: the nearest real image of a
+# sample was trained on as rarely as chance has it. Each run was stopped four times to be measured:
 
 # %% mystnb={"figure": {"caption": "Fashion-MNIST at 8 × 8, IR 100: FID of θ against training steps, a dot per seed and a line through the means, FID on logarithmic axes, without guidance.", "name": "fig-steps"}, "image": {"alt": "Three panels, Many, Medium and Few, with falling lines from 2,500 to 10,000 steps. Those of DDPM and CALL lie on one another; OC and OC + CALL lie above.", "classes": "dark-light"}}
 fashion = records.by_steps(everything)[
@@ -242,10 +245,10 @@ curves
 # %% mystnb={"figure": {"caption": "The same runs: FID over that of DDPM with the same seed and as many steps.", "name": "fig-steps-ratio"}, "image": {"alt": "Three panels with a row for each method and number of steps. All means of CALL lie within a few percent of the line of DDPM, and all their intervals hold it; OC and OC + CALL lie to the right.", "classes": "dark-light"}}
 against_ddpm
 # %% [markdown]
-# **On plain DDPM the gain of the digits is not there.** In every split and at every number of steps the two are level, and after
-# 10,000 the intervals are narrow enough to say more: on Few and overall they leave no room for a gain of five percent. It is
-# not that nothing was allocated. $D$ on Few ends at 0.27 to 0.29, where digits end at 0.23 to 0.25, and without its expert the
-# network is several times worse there:
+# **On plain DDPM the gain of the digits is not there.** In every split and at every number of steps the two are level,
+# and after 10,000 the intervals are narrow enough to say more: on Few and overall they leave no room for a gain of five
+# percent. It is not that nothing was allocated. $D$ on Few ends at 0.27 to 0.29, where digits end at 0.23 to 0.25, and
+# without its expert the network is several times worse there:
 
 # %%
 end = fashion[max(fashion)]
@@ -278,11 +281,11 @@ pd.Series(means).unstack(0).map("{:.3g}".format)
 
 # %% [markdown]
 # **Re-sampling brings FID on Few to half of DDPM's, or less**: half-way for two percent or so on Many, all the way for
-# ten. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little more than
-# DDPM has, all the way about twice as many as chance would have (0.025). With full re-sampling the rarest images were seen a
-# thousand times each; on digits it was thirteen thousand times, and in the paper's training on CIFAR-10, where RS is worse
-# than DDPM, it would be thirty-eight thousand. Whoever trains on imbalanced data for as short a time as we do should try
-# this first.
+# ten. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little more
+# than DDPM has, all the way about twice as many as chance would have (0.025). With full re-sampling the rarest images
+# were seen a thousand times each; on digits it was thirteen thousand times, and in the paper's training on CIFAR-10,
+# where RS is worse than DDPM, it would be thirty-eight thousand. Whoever trains on imbalanced data for as short a time as
+# we do should try this first.
 #
 # ## On the paper's base loss
 #
@@ -303,9 +306,10 @@ frame = pd.DataFrame(rows).T.sort_index(level=0, ascending=False, sort_remaining
 frame.rename_axis(["", "steps", "guidance"])[["seeds", "Few", "Overall"]]
 
 # %% [markdown]
-# OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). *On top of OC* CALL is ahead on
-# Few, in every seed, at both stops and at scales 1 and 1.5, where on top of DDPM it is level. But look where the lead is:
-# where OC is bad. At 2.5, where OC is best and where its authors use it, there is none on Fashion-MNIST, nor on digits
+# OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). *On top of OC* CALL is
+# ahead on Few, in every seed, at both stops and at scales 1 and 1.5, where on top of DDPM it is level. But look where the
+# lead is: where OC is bad. At 2.5, where OC is best and where its authors use it, there is none on Fashion-MNIST, nor on
+# digits
 # ({numref}`fig-gain`; their guided runs of seeds 1 and 2 are second trainings, {doc}`11_ablations`). How the ratio changes
 # with training, and with the scale, seed by seed:
 
@@ -323,10 +327,10 @@ for name, both in changes.items():
     print(f"{name}: {change_words(before, after)}")
 
 # %% [markdown]
-# With training the lead shrinks. With the scale it shrinks on Fashion-MNIST in the mean, in intervals that reach 1; on digits
-# it grows from 1 to 1.5, and at 2.5 none is left to see. Again a head start, then, to what the base loss comes to by
-# itself. Why on Fashion-MNIST it should show on OC's loss and not
-# on DDPM's we do not know. OC moves the targets of rare classes towards images of others, and so has further to come.
+# With training the lead shrinks. With the scale it shrinks on Fashion-MNIST in the mean, in intervals that reach 1; on
+# digits it grows from 1 to 1.5, and at 2.5 none is left to see. Again a head start, then, to what the base loss comes to
+# by itself. Why on Fashion-MNIST it should show on OC's loss and not on DDPM's we do not know. OC moves the targets of
+# rare classes towards images of others, and so has further to come.
 #
 # ## At equal time
 #
@@ -337,8 +341,8 @@ cost = records.benchmark("speed")["ratios"]["step, CALL"]
 print(f"a step of CALL takes {cost:.2f} times as long as one of DDPM, on a CPU")
 
 # %% [markdown]
-# The runs were measured on their way, so CALL can be set against a base loss that trained for about as *long*. FID of CALL
-# over that of its base loss, the same seeds; *time* is that of the base loss over CALL's:
+# The runs were measured on their way, so CALL can be set against a base loss that trained for about as *long*. FID of
+# CALL over that of its base loss, the same seeds; *time* is that of the base loss over CALL's:
 
 # %%
 rows = {}
@@ -357,10 +361,10 @@ for name, way_, ours, base, steps, base_steps in (
 pd.DataFrame(rows).T.rename_axis(["", "steps"])
 
 # %% [markdown]
-# **At equal time CALL is behind on DDPM's loss.** In nine tenths of CALL's time DDPM is ahead, in two of the three rows by
-# more than chance: runs as short as these still learn fast, and half as many steps again bring more than CALL does. On OC the lead on Few outlasts it: five seeds of OC with CALL
-# are ahead of OC with twice the steps, and level overall. In training so long that more steps bring nothing this price would
-# not matter. In ours it does.
+# **At equal time CALL is behind on DDPM's loss.** In nine tenths of CALL's time DDPM is ahead, in two of the three rows
+# by more than chance: runs as short as these still learn fast, and half as many steps again bring more than CALL does. On
+# OC the lead on Few outlasts it: five seeds of OC with CALL are ahead of OC with twice the steps, and level overall. In
+# training so long that more steps bring nothing this price would not matter. In ours it does.
 #
 # ## On top of re-sampling
 #
@@ -380,8 +384,8 @@ pd.DataFrame(rows).T[["seeds", "Few", "Overall"]]
 # %% [markdown]
 # On digits, beside what re-sampling itself gives, what CALL adds to it is small, and two seeds leave its sign open. On
 # Fashion-MNIST re-sampling half-way has brought FID on Few to half of DDPM's, without copying, and **there CALL adds
-# nothing**: each seed is a little worse with it, by one to five percent on Few, and the interval holds 1. Its expert is needed
-# to draw Few as much as anywhere else.
+# nothing**: each seed is a little worse with it, by one to five percent on Few, and the interval holds 1. Its expert is
+# needed to draw Few as much as anywhere else.
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -403,8 +407,8 @@ pd.DataFrame(rows).T[["seeds", "Few", "Overall"]]
 # :class: dropdown
 # ```
 #
-# A parabola over the stops from 3,000 steps on, where copies come. Stops of one seed are not independent, so average within a
-# seed first:
+# A parabola over the stops from 3,000 steps on, where copies come. Stops of one seed are not independent, so average
+# within a seed first:
 
 
 # %%
@@ -494,8 +498,8 @@ for seed in ours:
 # ```{solution-end}
 # ```
 #
-# **Take-away.** CALL's gain looks like a head start: it shrinks in longer training, and with the most training or guidance
-# that we tried none is to be seen on digits; on OC with Fashion-MNIST a part is still there after 10,000 steps. On DDPM's
-# loss other data do not have it, and there re-sampling gives many times as much, to which CALL adds nothing. At each base loss's best scale, and on
-# DDPM's loss at equal time, nothing of it is left. One number of steps, one base loss and one guidance scale are one answer.
-# **Next.** {doc}`13_your_own_data`: the method on a folder of photos.
+# **Take-away.** CALL's gain looks like a head start: it shrinks in longer training, and with the most training or
+# guidance that we tried none is to be seen on digits; on OC with Fashion-MNIST a part is still there after 10,000 steps.
+# On DDPM's loss other data do not have it, and there re-sampling gives many times as much, to which CALL adds nothing. At
+# each base loss's best scale, and on DDPM's loss at equal time, nothing of it is left. One number of steps, one base loss
+# and one guidance scale are one answer. **Next.** {doc}`13_your_own_data`: the method on a folder of photos.

@@ -214,8 +214,8 @@ for axis in axes.flat:
 figure
 
 # %% [markdown]
-# Look at the bottom row before anything else. If *you* cannot tell the classes there, no model will: raise `image_size`, or
-# crop your photos to the subject first. Of a wide picture only the middle square survives: here it cuts the beams of
+# Look at the bottom row before anything else. If *you* cannot tell the classes there, no model will: raise `image_size`,
+# or crop your photos to the subject first. Of a wide picture only the middle square survives: here it cuts the beams of
 # the lighthouses.
 #
 # ## Is CALL for this collection?
@@ -288,10 +288,10 @@ pd.Series(exposures, name="times each picture is seen").round().astype(int).to_f
 #
 # ## Train
 #
-# The five words that name a run, and what is overridden. On a GPU what stands above the comment is all
-# there is; here the network and the schedule are shrunk to half a minute. Mirroring (`flip`) is off for folders of your own
-# unless you ask for it, as here: it doubles the pictures for free where left and right mean nothing, and is wrong for
-# letters, signs, maps and hands.
+# The five words that name a run, and what is overridden. On a GPU what stands above the comment is all there is; here the
+# network and the schedule are shrunk to half a minute. Mirroring (`flip`) is off for folders of your own unless you ask
+# for it, as here: it doubles the pictures for free where left and right mean nothing, and is wrong for letters, signs,
+# maps and hands.
 
 # %% tags=["remove-stderr"]
 settings = config.make_config(
@@ -326,7 +326,8 @@ print("base loss:", {k: round(v, 3) for k, v in last.base_loss_by_split.items()}
 print(f"largest D of a class: {np.nanmax(last.distance_by_class):.1e}")
 
 # %% [markdown]
-# Two things to look at in every run. The base loss of each split must fall: one that stays near 1 has not been learnt. And
+# Two things to look at in every run. The base loss of each split must fall: one that stays near 1 has not been learnt.
+# And
 # $D$ of the classes below $N^\ast$ should, in the end, come near their $D^\ast$. Here it is orders of magnitude from there: the two
 # predictions have not parted yet, which takes a thousand steps and more ({doc}`07_a_floor_for_the_loss`). So far this is
 # a DDPM.
@@ -397,8 +398,9 @@ report.insert(
 report.round(1)
 
 # %% [markdown]
-# The right half is what a *perfect* model would get. Its FID is far from zero, and highest where there are fewest photos to
-# compare with. Its KID has no such bias, but scatters about zero, the more the fewer photos, and may be negative. Two rules follow for a report of your own:
+# The right half is what a *perfect* model would get. Its FID is far from zero, and highest where there are fewest photos
+# to compare with. Its KID has no such bias, but scatters about zero, the more the fewer photos, and may be negative. Two
+# rules follow for a report of your own:
 #
 # * Give the yardstick beside the score. You cannot draw new photos, but you have the held-out ones: their score
 #   against the training photos is the yardstick, if each class has some fifty of them.
@@ -412,8 +414,8 @@ report.round(1)
 #
 # ## Is it copying?
 #
-# For each generated image we look for the nearest photo, in pixels, among *all* photos of its class. If the model does not
-# copy, the training photos win as often as they are many: three times in four here. If it copies, always.
+# For each generated image we look for the nearest photo, in pixels, among *all* photos of its class. If the model does
+# not copy, the training photos win as often as they are many: three times in four here. If it copies, always.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The rarest class: generated pictures (top), the nearest training photo of each (middle), and the nearest held-out photo (bottom). A copy would repeat the middle row, pixel by pixel.", "name": "fig-own-nearest"}, "image": {"alt": "Three rows of small pictures of the rarest class: blurred generated ones, and under each its nearest training and its nearest held-out photo, which are sharp and differ from it.", "classes": "dark-light"}}
 
@@ -460,16 +462,17 @@ if toy:
 pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 
 # %% [markdown]
-# The last column is again the control: pictures that cannot be copies. They scatter about what is expected, by what
-# so few of them allow (the third column), and can by more where two or four photos are held out: there the share hangs
-# on which of a handful of photos is most like an average one. The model's column leaves the interval on either side, and yet
+# The last column is again the control: pictures that cannot be copies. They scatter about what is expected, by what so
+# few of them allow (the third column), and can by more where two or four photos are held out: there the share hangs on
+# which of a handful of photos is most like an average one. The model's column leaves the interval on either side, and yet
 # nothing is copied: noise and blur have a nearest photo, too. So first look, and read the share only of a model whose
-# pictures look right. **What you cannot hold out, you cannot check.** For such classes look at {numref}`fig-own-nearest`, by eye, with many more samples.
+# pictures look right. **What you cannot hold out, you cannot check.** For such classes look at {numref}`fig-own-nearest`,
+# by eye, with many more samples.
 #
 # If the photos show people, this is not a matter of quality alone. Diffusion models can be made to give back training
 # images {cite:p}`carlini2023extracting`, duplicates and small sets most readily, and the rarest class of a long-tailed
-# collection is a small set by definition. A $\theta^e$ made for minorities is made for exactly these pictures. Do not publish
-# such a model, or its samples, unless you may publish the photos.
+# collection is a small set by definition. A $\theta^e$ made for minorities is made for exactly these pictures. Do not
+# publish such a model, or its samples, unless you may publish the photos.
 #
 # ## The full run
 #
@@ -535,8 +538,8 @@ pd.DataFrame(
 ).loc[table.index].round(2)
 
 # %% [markdown]
-# Copies give 1.00 everywhere, so the check can fail. Half of them raise the share about half of the way to 1. With a tenth
-# held out the whole way is from 0.9 to 1, and it takes hundreds of samples to see half of it.
+# Copies give 1.00 everywhere, so the check can fail. Half of them raise the share about half of the way to 1. With a
+# tenth held out the whole way is from 0.9 to 1, and it takes hundreds of samples to see half of it.
 #
 # ```{solution-end}
 # ```
@@ -567,13 +570,14 @@ for plan, extra in plans.items():
 pd.DataFrame(rest, index=list(names)).loc[table.index]
 
 # %% [markdown]
-# Heaped on one class they lift $N^\ast$, and all others below it are pushed harder than before; spread out they halve the largest
+# Heaped on one class they lift $N^\ast$, and all others below it are pushed harder than before; spread out they halve the
+# largest
 # $D^\ast$. It measures a class's place among the others, not what it lacks: doubling every class changes no $D^\ast$, and would
 # help all of them. Taking photos is the method that this book does not have.
 #
 # ```{solution-end}
 # ```
 #
-# **Take-away.** Count before you train, look before you measure, hold out what you want to check, and put a yardstick beside
-# every score. **Next.** {doc}`14_stable_diffusion`: reserved capacity for a model that is already
-# trained; {doc}`../book/gpu` has the full runs.
+# **Take-away.** Count before you train, look before you measure, hold out what you want to check, and put a yardstick
+# beside every score. **Next.** {doc}`14_stable_diffusion`: reserved capacity for a model that is already trained;
+# {doc}`../book/gpu` has the full runs.

@@ -88,7 +88,8 @@ folder = Path(tempfile.mkdtemp())
 # ```
 #
 # The loss is the one we know. Images $\mathbf{x}$ become latents $\mathbf{z} = f E(\mathbf{x})$ by the autoencoder's
-# encoder $E$ and a fixed factor $f$, a class $y$ becomes the embedding $c(y)$ of the prompt "a {class} painting", and with
+# encoder $E$ and a fixed factor $f$, a class $y$ becomes the embedding $c(y)$ of the prompt "a {class} painting", and
+# with
 # $\mathbf{z}_t = \sqrt{\bar\alpha_t}\,\mathbf{z} + \sqrt{1 - \bar\alpha_t}\,\epsilon$
 #
 # ```{math}
@@ -212,7 +213,8 @@ viz.distance_curves([evaluation.training_curve(log, counts)], bound=settings.bou
 #
 # ## The dial
 #
-# The expert's scale runs from 0, without it, to 1, the whole network. `lora.expert_scale` sets it for a block, and is nothing but
+# The expert's scale runs from 0, without it, to 1, the whole network. `lora.expert_scale` sets it for a block, and is
+# nothing but
 # `set_adapters`. The base loss of every split on the way, on the whole balanced set, each image with the same noise at
 # every setting:
 
@@ -349,13 +351,13 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Adapters save memory where full fine-tuning spends it, on gradients and the optimiser's state, and the expert adds little
-# to the general adapter. What is left is activations. They count attention maps, which fused kernels do not keep, so take
-# them as an upper limit; even so, 64 images times two passes is too much for most GPUs. `at_once` (16 in the profiles `gpu`
-# and `paper`) predicts a batch in parts and computes each part's activations again in the backward pass. The gradients are
-# the same, for one more forward pass. It has to be done with care: by the time of the backward pass the expert has been
-# turned back on, and the part for $\theta^g$ must be computed again *without* it, with the dropout masks of the first
-# time.
+# Adapters save memory where full fine-tuning spends it, on gradients and the optimiser's state, and the expert adds
+# little to the general adapter. What is left is activations. They count attention maps, which fused kernels do not keep,
+# so take them as an upper limit; even so, 64 images times two passes is too much for most GPUs. `at_once` (16 in the
+# profiles `gpu` and `paper`) predicts a batch in parts and computes each part's activations again in the backward pass.
+# The gradients are the same, for one more forward pass. It has to be done with care: by the time of the backward pass the
+# expert has been turned back on, and the part for $\theta^g$ must be computed again *without* it, with the dropout masks
+# of the first time.
 #
 # How many passes a step takes depends on the method. Counted, not claimed:
 

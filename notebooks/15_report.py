@@ -71,8 +71,8 @@ studies = {s.name: s for s in records.ends(everything) if s.select("ddpm")}
 # 3 and 4 where three were of interest ({doc}`12_does_the_gain_last`). So this is a report, not a pre-registered test, and
 # with tens of comparisons a few verdicts will be luck.
 #
-# What there is to compare, by data, profile and extractor. Where runs were measured on their way, as in {numref}`fig-steps`,
-# the verdicts are about the profile's own number of steps and about the end:
+# What there is to compare, by data, profile and extractor. Where runs were measured on their way, as in
+# {numref}`fig-steps`, the verdicts are about the profile's own number of steps and about the end:
 
 # %% tags=["hide-input", "prose-table"]
 rows = []
@@ -147,9 +147,10 @@ viz.forest(lines)
 # %% [markdown]
 # ## Claim by claim
 #
-# Under each claim: its comparisons, overall unless a split is named; the same ratio in the paper's tables, from its smallest to its largest setting; ours;
-# the p-value of the paired t-test and of the exact sign test, which cannot be below 0.25 for three seeds; and a list of the
-# records behind it, files of `results/`, where `seed{0,1,2}` stands for three. Method words are those of the command line:
+# Under each claim: its comparisons, overall unless a split is named; the same ratio in the paper's tables, from its
+# smallest to its largest setting; ours; the p-value of the paired t-test and of the exact sign test, which cannot be
+# below 0.25 for three seeds; and a list of the records behind it, files of `results/`, where `seed{0,1,2}` stands for
+# three. Method words are those of the command line:
 # `oc-call` is what the paper calls CALL, `call` is CALL on the plain DDPM loss (where the paper has no such run, its column
 # has that of OC); "at 2.5" is the {term}`guidance scale`, which is otherwise 1, none.
 
@@ -190,8 +191,8 @@ def show(name):
 # ### Table 1: CALL against its rivals
 #
 # The paper: CALL, with OC as its base loss, has the lowest FID in every setting. It does not state its guidance. We
-# compare at equal scales, without guidance and at 2.5, which OC and the authors' later code use; {doc}`09_rivals` explains
-# why the scale decides so much for OC and CBDM.
+# compare at equal scales, without guidance and at 2.5, which OC and the authors' later code use; {doc}`09_rivals`
+# explains why the scale decides so much for OC and CBDM.
 
 # %% tags=["remove-input"]
 show("best")
@@ -217,9 +218,9 @@ show("splits")
 # %% [markdown]
 # ### Tables 2 and 3: faces, and fine-tuning Stable Diffusion
 #
-# Not run: both need data that we did not have, and hours of a GPU. The code is there. `make sweep GRID=table2` is the first;
-# {doc}`14_stable_diffusion` shows the mechanics of the second on a random pipeline, and no quality. That CALL *can be
-# added* to LoRA fine-tuning is therefore tested; that it *helps* is not.
+# Not run: both need data that we did not have, and hours of a GPU. The code is there. `make sweep GRID=table2` is the
+# first; {doc}`14_stable_diffusion` shows the mechanics of the second on a random pipeline, and no quality. That CALL *can
+# be added* to LoRA fine-tuning is therefore tested; that it *helps* is not.
 
 # %% tags=["remove-input"]
 show("celeba")
@@ -237,7 +238,8 @@ show("split-pattern")
 # %% [markdown]
 # ### Table 5: orthogonal to the base loss
 #
-# The paper: CALL improves DDPM, CBDM and OC. We compare without guidance, and CBDM and OC also at a scale that suits them.
+# The paper: CALL improves DDPM, CBDM and OC. We compare without guidance, and CBDM and OC also at a scale that suits
+# them.
 
 # %% tags=["remove-input"]
 show("orthogonal")
@@ -253,8 +255,8 @@ show("both-terms")
 # %% [markdown]
 # ### Figure 4: λ
 #
-# The paper: an advantage over OC for $\lambda$ from 0.5 to 1.5, with a peak near 1 (a figure without numbers). Our runs have
-# the DDPM base loss; $\lambda = 1$ itself is above.
+# The paper: an advantage over OC for $\lambda$ from 0.5 to 1.5, with a peak near 1 (a figure without numbers). Our runs
+# have the DDPM base loss; $\lambda = 1$ itself is above.
 
 # %% tags=["remove-input"]
 show("lambda-peak")
@@ -287,8 +289,8 @@ show_measured("Figure 1a")
 # %% [markdown]
 # ### "$\theta^e$ holds the minorities' expertise"
 #
-# The paper reads its Table 4 so. {doc}`08_inside_the_expert` has the control: add to $\theta^g$ something that can hold no
-# image, either one number for each class or a single direction of the expert's part in each projection of the class
+# The paper reads its Table 4 so. {doc}`08_inside_the_expert` has the control: add to $\theta^g$ something that can hold
+# no image, either one number for each class or a single direction of the expert's part in each projection of the class
 # embedding. If $\theta^g$ lacked knowledge, neither should give it back.
 
 # %% tags=["remove-input"]
@@ -588,19 +590,19 @@ Markdown(
 #
 # ## The later version, and others' runs
 #
-# The authors have since published {cite:t}`hong2026cm`, with code (`Feng-Hong/ImbDiff-CM` on GitHub, without a licence; we
-# read it and copied nothing). What it trains is not Eq. (4) to (6) as printed: the diversity term has weight 0.2, only the
-# 3 × 3 convolutions of the up path are decomposed, $\theta$ and $\theta^g$ are two whole passes with dropout masks of their
-# own, and samples are guided at $s = 2.5$. In our small runs those weights allocate nothing
+# The authors have since published {cite:t}`hong2026cm`, with code (`Feng-Hong/ImbDiff-CM` on GitHub, without a licence;
+# we read it and copied nothing). What it trains is not Eq. (4) to (6) as printed: the diversity term has weight 0.2, only
+# the 3 × 3 convolutions of the up path are decomposed, $\theta$ and $\theta^g$ are two whole passes with dropout masks of
+# their own, and samples are guided at $s = 2.5$. In our small runs those weights allocate nothing
 # ({doc}`07_a_floor_for_the_loss`).
 #
 # A reproduction by others (`yluo5820/flow_matching`; CIFAR-100, IR 100, 60,000 steps, one seed, 10,000 images; their
-# numbers) has FID 24.65 for that code on DDPM against 36.25 for DDPM, and 27.00 on OC against 39.51: a gain far larger than
-# ours on digits. Yet it finds no specialisation: without the expert FID rises by 0.93 only (on OC), and the two predictions
-# are 200 times closer than in its run with the low-rank parts and no allocation loss. If both hold, the gain does not come
-# from allocation. It is the first thing that we would ask of runs on CIFAR. Our first look has an answer for the loss as we
-# bound it, with OC and on CIFAR-10: the predictions part, on the rare classes alone and by about as much as their counts
-# prescribe ({doc}`16_cifar10`). Whether the images are better for it is open.
+# numbers) has FID 24.65 for that code on DDPM against 36.25 for DDPM, and 27.00 on OC against 39.51: a gain far larger
+# than ours on digits. Yet it finds no specialisation: without the expert FID rises by 0.93 only (on OC), and the two
+# predictions are 200 times closer than in its run with the low-rank parts and no allocation loss. If both hold, the gain
+# does not come from allocation. It is the first thing that we would ask of runs on CIFAR. Our first look has an answer
+# for the loss as we bound it, with OC and on CIFAR-10: the predictions part, on the rare classes alone and by about as
+# much as their counts prescribe ({doc}`16_cifar10`). Whether the images are better for it is open.
 #
 # ## What would change these verdicts
 #
