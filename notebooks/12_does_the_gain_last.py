@@ -87,11 +87,11 @@ pd.DataFrame(best).set_index("where")[["seeds", "CALL / base on Few", "Few"]]
 
 # %%
 rows = {}
-for name, of in gains.items():
+for where, of in gains.items():
     logs = np.log(of["few"].values)
     if len(logs) == 5:
         first, added = mean_interval(logs[:3]), np.exp(logs[3:])
-        rows[name] = {
+        rows[str(where)] = {
             "first three": "{:.2f} [{:.2f}, {:.2f}]".format(*np.exp(first)),
             "added": ", ".join(f"{ratio:.2f}" for ratio in added),
             "exact p of five": f"{of['few'].p_exact:.3g}",
