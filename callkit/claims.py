@@ -12,7 +12,7 @@ from math import log
 from callkit.records import PAPER_TABLES, Study, benchmark, label, paper_table
 from callkit.statistics import Paired, paired
 
-SEEDS = 3  # for a verdict of "supported" or "reversed"
+SEEDS = 3  # for a verdict
 MARGIN = 1.1  # two FIDs are "equal" within this factor
 EXPECTED = {  # where the ratio of two FIDs should lie
     "lower": (0, 1),
@@ -21,8 +21,17 @@ EXPECTED = {  # where the ratio of two FIDs should lie
     "no higher": (0, MARGIN),
 }
 SYMBOLS = dict(zip(EXPECTED, "<>≈≲", strict=True))
-VERDICTS = ("supported", "direction only", "not supported", "reversed", "not tested")
-RULING = dict(zip(VERDICTS, ("better", "direction", "–", "worse", ""), strict=True))  # on "A is better than B"
+VERDICTS = (
+    *("supported", "direction only", "not supported", "opposite direction", "reversed"),
+    *("too few seeds", "not tested"),
+)
+RULING = dict(  # on "A is better than B"
+    zip(
+        VERDICTS,
+        ("better", "better in each seed", "neither", "worse in each seed", "worse", "too few seeds", ""),
+        strict=True,
+    )
+)
 
 
 def runs(method: str, weights: str = "theta", scale: float = 1.0, **overrides) -> dict:
@@ -68,36 +77,38 @@ class Claim:
 def verdict(ratio: Paired, expected: str) -> str:
     """One of VERDICTS.
 
-    supported       the 95 % interval lies where it is EXPECTED, from at least SEEDS seeds
-    direction only  every seed lies there, but the interval does not, or there are too few seeds
-    reversed        the 95 % interval lies outside, from at least SEEDS seeds
-    not supported   anything else
-    not tested      no seed has both
+    supported           the 95 % interval lies where it is EXPECTED
+    direction only      every seed lies there, but not the whole interval
+    reversed            the 95 % interval lies outside
+    opposite direction  every seed lies outside, but not the whole interval
+    not supported       anything else
+    too few seeds       fewer than SEEDS have both
+    not tested          no seed has both
     """
-    if not ratio.seeds:
-        return "not tested"
+    if len(ratio.seeds) < SEEDS:
+        return "too few seeds" if ratio.seeds else "not tested"
     low, high = EXPECTED[expected]
-    if len(ratio.seeds) >= SEEDS and low < ratio.low and ratio.high < high:
+    inside = [low < v < high for v in ratio.values]
+    if low < ratio.low and ratio.high < high:
         return "supported"
-    if all(low < v < high for v in ratio.values):
-        return "direction only"
-    if len(ratio.seeds) >= SEEDS and (ratio.low > high or ratio.high < low):
+    if ratio.low > high or ratio.high < low:
         return "reversed"
-    return "not supported"
+    return "direction only" if all(inside) else "not supported" if any(inside) else "opposite direction"
 
 
 def whole(verdicts: list[str]) -> str:
-    """Of a claim from those of its parts: the worst of what was tested.
+    """Of a claim from those of its parts: the worst of those that were tested with enough seeds.
 
-    "supported in part" if that is good but not all were tested; "not supported" if some parts are reversed, not all.
+    "supported in part" if that is good but others wait; where some parts speak against a claim and others do not, "not
+    supported", and where all speak against it, the mildest.
     """
-    tested = [v for v in verdicts if v != "not tested"]
+    tested = [v for v in VERDICTS[:-2] if v in verdicts]  # from best to worst
     if not tested:
-        return "not tested"
-    worst = max(tested, key=VERDICTS.index)
-    if worst == "supported" and len(tested) < len(verdicts):
+        return "too few seeds" if "too few seeds" in verdicts else "not tested"
+    if tested == ["supported"] and set(verdicts) != {"supported"}:
         return "supported in part"
-    return "not supported" if worst == "reversed" and set(tested) != {"reversed"} else worst
+    against = [v for v in tested if v in ("opposite direction", "reversed")]
+    return tested[-1] if not against else against[0] if against == tested else "not supported"
 
 
 def files(part: Part, study: Study) -> str:
@@ -122,8 +133,8 @@ def _paper_fids() -> dict[tuple, dict[tuple, float]]:
     return found
 
 
-def in_paper(part: Part) -> str:
-    """The same ratio in the paper's tables, from least to most over its settings; where CALL is only on OC, that."""
+def paper_ratios(part: Part) -> list[float]:
+    """The same ratio in the paper's tables, of each of its settings; where CALL is only on OC, that."""
     for call in ("call", "oc-call"):
         found = []
         for fid in _paper_fids().values():
@@ -134,8 +145,14 @@ def in_paper(part: Part) -> str:
             if all(key in fid for key in keys):
                 found.append(fid[keys[0]] / fid[keys[1]])
         if found:
-            return " to ".join(dict.fromkeys(f"{v:.2f}" for v in (min(found), max(found))))
-    return ""
+            return found
+    return []
+
+
+def in_paper(part: Part) -> str:
+    """`paper_ratios` in words, from least to most."""
+    found = sorted(paper_ratios(part))
+    return " to ".join(dict.fromkeys(f"{v:.2f}" for v in found[:1] + found[-1:]))
 
 
 def rows(claim: Claim, study: Study) -> list[dict]:

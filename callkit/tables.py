@@ -204,7 +204,7 @@ def gain_figure(ratios: dict[Where, dict[str, Paired]]) -> Figure:
         name = where.how() if where.trained == last else str(where)
         rows.append((f"{name} (n = {len(of['few'].seeds)})", of["few"], "lower", claims.verdict(of["few"], "lower")))
         last = where.trained
-    return viz.forest(rows)
+    return viz.forest(rows, claims.RULING)
 
 
 def figures(study: Study) -> dict[str, Figure]:

@@ -298,20 +298,32 @@ def interval_dots(rows: dict[str, dict[str, Paired]], xlabel: str = "FID, as a m
     return figure
 
 
-VERDICT_COLORS = {"supported": BLUE, "direction only": SKY, "not supported": ORANGE, "reversed": VERMILION}
+VERDICT_COLORS = {
+    "supported": BLUE,
+    "direction only": SKY,
+    "not supported": INK,
+    "opposite direction": ORANGE,
+    "reversed": VERMILION,
+    "too few seeds": INK,
+}
 
 
-def forest(rows: list[tuple[str, Paired, str, str]]) -> Figure:
+def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | None = None) -> Figure:
     """A line per comparison, (label, ratio by seed, expected, verdict): the mean ratio with its interval, coloured by
-    verdict; the marker points to where it was expected, and is a square for about 1."""
+    verdict, hollow for too few seeds; the marker points to where it was expected, and is a square for about 1. `names`
+    are the verdicts' for the legend, if not their own."""
     figure, axes = _figure(figsize=(5.6, 0.26 * len(rows) + 1.1))
     means = [ratio.mean for _, ratio, _, _ in rows]
+    looks = {
+        v: {"color": c, "fillstyle": "none" if v == "too few seeds" else "full"} for v, c in VERDICT_COLORS.items()
+    }
     for at, (_, ratio, expected, verdict) in enumerate(rows):
-        color = VERDICT_COLORS[verdict]
-        axes.plot([ratio.low, ratio.high], [at, at], color=color, linewidth=1.5)
-        axes.plot(ratio.mean, at, {"lower": "<", "higher": ">"}.get(expected, "s"), color=color, markersize=6)
-    for verdict, color in VERDICT_COLORS.items():
-        axes.plot([], [], "o", color=color, label=verdict)
+        marker = {"lower": "<", "higher": ">"}.get(expected, "s")
+        axes.plot([ratio.low, ratio.high], [at, at], color=VERDICT_COLORS[verdict], linewidth=1.5)
+        axes.plot(ratio.mean, at, marker, markersize=6, **looks[verdict])
+    seen = {verdict for *_, verdict in rows}
+    for verdict in (v for v in VERDICT_COLORS if v in seen):
+        axes.plot([], [], "o", linewidth=0, label=(names or {}).get(verdict, verdict), **looks[verdict])
     axes.axvline(1, color=INK, linewidth=1, linestyle=":")
     low, high = min(0.8, *means) / 1.25, max(1.25, *means) * 1.25
     axes.set(xlim=(low, high), xlabel="ratio of the two FIDs")

@@ -122,7 +122,7 @@ pd.DataFrame(
 # %% [markdown]
 # *Where* the classes go is right to the last one: the order, and which of them part at all. The sign of
 # $\omega_\text{Div} - \omega_\text{Con}$ decides that, and it changes between the fifth and the sixth. All end somewhat
-# short of their triangles, 400 steps after the parting. About *when* the model is wrong: by it the rarest class would
+# short of their triangles, 400 steps after the parting, and ship and truck had been nearer. About *when* the model is wrong: by it the rarest class would
 # part first, by far, but all five part within a hundred steps of each other, as if by one switch. What the loss fixes
 # is *how far* the predictions are apart on each class, and it takes that from the class counts. Nothing in it asks that
 # the difference be of use.
@@ -526,6 +526,6 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 # ```{solution-end}
 # ```
 #
-# **Take-away.** On CIFAR-10, too, the loss moves each class to the distance that its count prescribes. Whether that
+# **Take-away.** On CIFAR-10, too, the loss moves each class to about the distance that its count prescribes. Whether that
 # helps is open: in the first run attention went astray with CALL. Rounding is the suspect, for a gradient that must be
 # zero was not. **Next.** {doc}`../book/sweeps`: the paper's grids.

@@ -32,9 +32,10 @@ def ratio(*values, low=float("nan"), high=float("nan")) -> Paired:
         (ratio(0.8, 0.8, 0.9, low=0.7, high=0.95), "lower", "supported"),
         (ratio(0.8, 0.8, 0.9, low=0.7, high=0.95), "higher", "reversed"),
         (ratio(0.5, 0.8, 0.9, low=0.4, high=1.3), "lower", "direction only"),
-        (ratio(0.8, 0.9, low=0.7, high=0.95), "lower", "direction only"),  # two seeds are too few
-        (ratio(0.8), "lower", "direction only"),
-        (ratio(0.8), "higher", "not supported"),
+        (ratio(1.5, 1.2, 1.1, low=0.9, high=1.8), "lower", "opposite direction"),
+        (ratio(0.8, 0.9, low=0.7, high=0.95), "lower", "too few seeds"),
+        (ratio(0.8), "lower", "too few seeds"),
+        (ratio(0.8), "higher", "too few seeds"),
         (ratio(0.5, 0.8, 1.1, low=0.4, high=1.3), "lower", "not supported"),
         (ratio(), "lower", "not tested"),
         (ratio(1.01, 0.99, 1.0, low=0.95, high=1.05), "equal", "supported"),
@@ -49,14 +50,19 @@ def test_verdict(found, expected, said):
     assert verdict(found, expected) == said
 
 
-@given(st.lists(st.sampled_from(VERDICTS), min_size=1))
+@given(st.lists(st.sampled_from(VERDICTS)))
 def test_a_claim_is_as_good_as_its_worst_part(verdicts):
     said = whole(verdicts)
-    tested = set(verdicts) - {"not tested"}
+    waiting = {"too few seeds", "not tested"}
+    tested, against = set(verdicts) - waiting, {"opposite direction", "reversed"}
     assert (said == "supported") == (set(verdicts) == {"supported"})
-    assert (said == "supported in part") == (set(verdicts) == {"supported", "not tested"})
+    assert (said == "supported in part") == (tested == {"supported"} and bool(waiting & set(verdicts)))
     assert (said == "reversed") == (tested == {"reversed"})
-    assert (said == "not tested") == (not tested)
+    assert (said == "opposite direction") == ("opposite direction" in tested and tested <= against)
+    assert (said == "not tested") == (set(verdicts) <= {"not tested"})
+    assert (said == "too few seeds") == (not tested and "too few seeds" in verdicts)
+    mixed = bool(tested & against) and not tested <= against
+    assert (said == "not supported") == (mixed or ("not supported" in tested and not tested & against))
     assert (said == "direction only") == ("direction only" in tested and tested <= {"supported", "direction only"})
 
 
