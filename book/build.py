@@ -71,7 +71,8 @@ def execute(names: list[str]) -> None:
         source = Path("notebooks", f"{name}.py")
         if not source.exists():
             sys.exit(f"book: book/_toc.yml lists notebooks/{name}, and {source} does not exist")
-        keys[name] = digest([source, *shared], salt=json.dumps(PARAMETERS.get(name, {}), sort_keys=True))
+        salt = json.dumps([PARAMETERS.get(name, {}), versions()], sort_keys=True)
+        keys[name] = digest([source, *shared], salt)
     stale = {
         name
         for name in names
@@ -164,6 +165,12 @@ def save_figures(notebook: Path, folder: Path) -> None:
                 (folder / tag.removeprefix("save:")).write_bytes(base64.b64decode(image))
 
 
+def versions() -> str:
+    """What executes the notebooks."""
+    packages = (f"{p} {metadata.version(p)}" for p in ("torch", "numpy", "matplotlib"))
+    return ", ".join([f"Python {platform.python_version()}", *packages])
+
+
 def processor() -> str:
     """What the notebooks ran on, as far as the machine tells."""
     told = Path("/proc/cpuinfo")
@@ -182,13 +189,12 @@ def statistics(names: list[str]) -> str:
         lines.append(
             f"| {{doc}}`../notebooks/{name}` | {run['duration']:.0f} | {longest:.0f} | {run['end_time'][:10]} |"
         )
-    versions = ", ".join(f"{p} {metadata.version(p)}" for p in ("torch", "numpy", "matplotlib"))
     return "\n".join(
         [
             *lines,
             f"| all | {total:.0f} | | |",
             "",
-            f"{processor()}; Python {platform.python_version()}, {versions}.",
+            f"{processor()}; {versions()}.",
             "",
         ]
     )

@@ -154,6 +154,8 @@ def evaluate(a) -> None:
     else:
         checkpoint = checkpoint_of(a.run)
         weights = a.weights or checkpoints.available_weights(checkpoint)
+        for w in weights:
+            checkpoints.check_weights(checkpoint, w)
         paths = [
             evaluate_run(
                 checkpoint,

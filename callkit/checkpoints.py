@@ -51,8 +51,8 @@ def build_model(config: TrainConfig, in_channels: int, num_classes: int) -> UNet
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict, previous: Path | None = None) -> None:
     """One safetensors file, metadata as JSON in its header, written under a temporary name and renamed.
 
-    With `previous` the file that was at `path` gets that name instead of being lost. OSError if it cannot be written;
-    what was there before then still is.
+    With `previous` the file that was at `path` gets that name instead of being lost, unless it is damaged: then what
+    has that name is the better one. OSError if it cannot be written; what was there before then still is.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with records.replacing(path) as temporary:
@@ -60,8 +60,16 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict, prev
             save_file(tensors, temporary, metadata={"callkit": json.dumps(metadata)})
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
-        if previous and path.exists():
+        if previous and path.exists() and _whole(path):
             os.replace(path, previous)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        load_checkpoint(path, tensors=False)
+    except ValueError:
+        return False
+    return True
 
 
 def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict]:
@@ -75,27 +83,41 @@ def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, T
         with safe_open(path, framework="pt") as f:
             names = f.keys() if tensors else ()
             return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["callkit"])
-    except (FileNotFoundError, RuntimeError):  # safetensors opens a file twice: the second if it went away in between
+    except FileNotFoundError:
         raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except RuntimeError as error:
+        # safetensors opens a file twice; this is the second, if it went away in between or there is no memory for it
+        if "No such file" in str(error):
+            raise FileNotFoundError(f"no checkpoint at {path}") from None
+        raise OSError(f"cannot read {path}: {error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or was not written by callkit: {error}") from error
 
 
-def load_newest(run: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict] | None:
+def newest(run: str | Path) -> Path | None:
     """The newest checkpoint of a run folder that can be read; None if the folder has none.
 
     A damaged newest one is passed over, with a warning, for the one before; ValueError if there is none before.
     """
-    newest, previous = Path(run) / CHECKPOINT, Path(run) / PREVIOUS
+    path, previous = Path(run) / CHECKPOINT, Path(run) / PREVIOUS
     try:
-        return load_checkpoint(newest, tensors)
+        load_checkpoint(path, tensors=False)
+        return path
     except FileNotFoundError:
         pass  # the first is still to come, or this one is being replaced at the moment
     except ValueError as error:
         if not previous.exists():
             raise
         warnings.warn(f"{error}; going back to {previous.name}", stacklevel=2)
-    return load_checkpoint(previous, tensors) if previous.exists() else None
+    return previous if previous.exists() else None
+
+
+def load_newest(run: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict] | None:
+    """`load_checkpoint` of the `newest`; None if there is none."""
+    while path := newest(run):
+        with suppress(FileNotFoundError):  # it is being replaced at the moment
+            return load_checkpoint(path, tensors)
+    return None
 
 
 def steps_done(run: str | Path) -> int:
@@ -115,6 +137,15 @@ def check_weights(path: str | Path, weights: str) -> None:
         raise ValueError(f"unknown weights {weights!r}; known: {', '.join(known)}")
     if weights != "theta" and "theta_g" not in available_weights(path):
         raise ValueError(f"{path} was trained without CALL: it has no {weights!r}")
+
+
+def check_counts(metadata: dict, counts, path: str | Path) -> None:
+    """ValueError unless the checkpoint's run had as many training images of each class as there are now."""
+    if metadata["counts"] != (now := [int(n) for n in counts]):
+        raise ValueError(
+            f"the data set has changed since the run of {path} began: training images by class {metadata['counts']} "
+            f"then, {now} now"
+        )
 
 
 @torch.no_grad()
@@ -143,6 +174,8 @@ def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") ->
     """
     check_weights(path, weights)
     tensors, metadata = load_checkpoint(path)
+    if "class_names" in metadata:
+        raise ValueError(f"{path} is of Stable Diffusion: use python -m callkit.lora")
     config = TrainConfig.from_dict(metadata["config"])
     model = build_model(config, metadata["in_channels"], metadata["num_classes"])
     load_ema(dict(model.named_parameters()), tensors, path)
@@ -160,7 +193,7 @@ def save_released(checkpoint: str | Path, path: str | Path, dtype: torch.dtype =
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Averages over the last `log_every` steps."""
+    """Averages over the steps since the last record, `log_every` but at a run's end."""
 
     step: int  # steps done
     loss: float  # base + allocation

@@ -50,6 +50,12 @@ TITLES: dict[str, str] = {  # of the methods, in tables and figures, and in thei
     "rs-sqrt-call": "RS, square root + CALL",
 }
 
+# Without effect unless a method has `call`: of capacity and of the allocation loss.
+OF_CALL = (
+    *("rank", "where", "lam", "consistency", "diversity", "bound"),
+    *("bound_form", "stop_gradient", "centred", "branch_share"),
+)
+
 # smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: meant for about an hour on one GPU;
 # not timed. paper: Section 5.1.
 PROFILES: dict[str, dict] = {

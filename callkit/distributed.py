@@ -1,11 +1,14 @@
 """Several processes, one a GPU, under torchrun: every number stays that of one process, up to rounding.
 
+But for `branch_share` below 1: which samples are compared is then drawn for each process's share.
+
 Each process draws the *whole* batch, with the same generators, and sends its own share of it through the network. It
 receives the others' predictions, so base losses that look at the whole batch (OC, focal) need to know nothing of this.
 Gradients are then summed over the processes.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,10 +22,9 @@ from callkit.unet import take
 
 def checked_device(name: str) -> torch.device:
     """The device of that name. ValueError unless it is cpu, cuda or cuda:N, and here."""
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+    if not (found := re.fullmatch(r"cpu|cuda(:(\d+))?", name)):
         raise ValueError(f"device must be cpu, cuda or cuda:N, got {name}")
-    if kind == "cuda" and int(number or 0) >= (here := torch.cuda.device_count()):
+    if name != "cpu" and int(found[2] or 0) >= (here := torch.cuda.device_count()):
         raise ValueError(f"there is no device {name}: PyTorch finds {here} CUDA devices here")
     return torch.device(name)
 

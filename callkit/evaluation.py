@@ -8,7 +8,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,12 +21,12 @@ from callkit import checkpoints, config, data, distributed, metrics, records, sa
 from callkit.diffusion import NoiseSchedule
 
 
-def _reference(real: data.LongTailed, imbalance_ratio: float | None) -> str:
+def _reference(real: data.LongTailed) -> str:
     """What `real.reference` is, for the record."""
     if real.test is not None:
         return "the balanced test set, of which nothing is trained on"
     counts = real.full.counts
-    if imbalance_ratio is not None and counts.max() < 1.1 * counts.min():
+    if counts.max() < 1.1 * counts.min():
         return "the whole balanced set, training images included"
     return "the whole set, training images included; its classes are not of one size"
 
@@ -54,10 +55,16 @@ def _about_the_run(run: config.Settings, steps: int, counts: list[int], **words)
     return {**words, "steps": steps, "images_seen": steps * run.batch_size, "class_counts": counts}
 
 
-def _write(results: Path, run: config.Settings, *last_words: str, record: dict) -> Path:
+def _record_path(results: Path, run: config.Settings, *last_words: str) -> Path:
+    """Where the run's record goes. OSError if nothing can be written there, ValueError if a record of another run, on
+    data of the same name, is there."""
+    records.check_writable(results)
     words = [records.data_word(run.dataset, run.imbalance_ratio), run.method, run.profile, f"seed{run.seed}"]
-    path = results / ("-".join([*words, *records.override_words(run), *last_words]) + ".json")
-    records.write_json(path, record)
+    path = results / ("-".join([*words, *records.file_words(run), *last_words]) + ".json")
+    about = records.read_record(path).get("run") if path.exists() else None
+    there = about["dataset"] if about else run.dataset
+    if there != run.dataset:
+        raise ValueError(f"{path} is the record of a run on {there}, and this one is on {run.dataset}: write elsewhere")
     return path
 
 
@@ -71,7 +78,7 @@ def record_divergence(
     run, results = Path(run), Path(results or run)
     found = json.loads((run / checkpoints.DIVERGED).read_text())
     settings = kind.from_dict(found["config"])
-    records.check_writable(results)
+    path = _record_path(results, settings, "diverged")
     record = {
         "schema_version": records.SCHEMA_VERSION,
         "run": _about_the_run(settings, found["step"], found["counts"]),
@@ -84,7 +91,8 @@ def record_divergence(
         },
         "provenance": records.provenance(torch.device("cpu")),
     }
-    return _write(results, settings, "diverged", record=record)
+    records.write_json(path, record)
+    return path
 
 
 def describe_samples(
@@ -154,6 +162,20 @@ def snapshot(checkpoint: str | Path, per_class: int = 4, seed: int = 0, device: 
     return images
 
 
+@contextmanager
+def _workplace(folder: Path) -> Iterator[None]:
+    """Within the block this evaluation alone, with all its processes, works in `folder`: another one waits. It is
+    removed at the end, unless that is an error."""
+    lock = folder.with_name(f"{folder.name}.lock")
+    leader = distributed.rank() == 0
+    with records.alone(lock) if leader else nullcontext():
+        distributed.wait_for_all()  # none may look into the folder before it is this evaluation's
+        yield
+        if leader:
+            shutil.rmtree(folder)
+            lock.unlink(missing_ok=True)
+
+
 def check_guidance_scale(scale: float) -> None:
     """ValueError unless it is finite."""
     if not math.isfinite(scale):
@@ -184,9 +206,9 @@ def evaluate_run(
 
     The number of images and of sampler steps are the profile's (`config.SAMPLING`). Interrupted and called again, it
     goes on: what was sampled waits in `results`, in a folder that is removed at the end. Under torchrun all processes
-    sample, and the first one measures and writes; the others return None. ValueError for a damaged
-    checkpoint, an unfinished run, unknown weights or extractor, a scale that is no number, fewer than two images a
-    class, before any work.
+    sample, and the first one measures and writes; the others return None. ValueError for a damaged checkpoint, an
+    unfinished run, unknown weights or extractor, a scale that is no number, fewer than two images a class, data that
+    have changed since, a record of other data in the way, before any work.
     """
     check_guidance_scale(guidance_scale)
     checkpoint = Path(checkpoint)
@@ -195,7 +217,6 @@ def evaluate_run(
     default = config.default_extractor(run.dataset, run.profile)
     extractor = extractor or default
     metrics.check_extractor(extractor)
-    records.check_writable(results)
     metadata = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]
     if metadata["step"] < run.steps:
         raise ValueError(
@@ -211,7 +232,12 @@ def evaluate_run(
     images -= images % model.num_classes
     if images != most:
         per_split = None
+    words = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
+    words += [extractor] if extractor != default else []
+    words += [f"n{images}"] if images != most else []
+    path = _record_path(results, run, *words, weights)
     real = data.load_for(run, data_root)
+    checkpoints.check_counts(metadata, real.train.counts, checkpoint)
 
     groups = data.splits(real.train.counts)
     counts = metrics.generated_counts(groups, model.num_classes, images, per_split)
@@ -220,58 +246,55 @@ def evaluate_run(
     identity = [metrics.file_hash(checkpoint), weights, guidance_scale, seed, steps, labels.tolist(), extractor]
     identity += [metrics.extractor_hash(extractor), str(save_images)]
     unfinished = results / f".evaluating-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
-    generated = describe_samples(
-        model,
-        labels,
-        real.full.images.shape[-1],
-        seed,
-        steps,
-        guidance_scale,
-        extractor,
-        unfinished,
-        Path(save_images) if save_images else None,
-        progress,
-    )
-    if generated is None:
-        return None
-    described = metrics.describe_real(real.reference, extractor, Path(data_root) / data.CACHE, device, progress)
-    scores = metrics.score(generated, labels, real, described, images, per_split, progress)
+    with _workplace(unfinished):
+        generated = describe_samples(
+            model,
+            labels,
+            real.full.images.shape[-1],
+            seed,
+            steps,
+            guidance_scale,
+            extractor,
+            unfinished,
+            Path(save_images) if save_images else None,
+            progress,
+        )
+        if generated is None:
+            return None
+        described = metrics.describe_real(real.reference, extractor, Path(data_root) / data.CACHE, device, progress)
+        scores = metrics.score(generated, labels, real, described, images, per_split, progress)
 
-    record = {
-        "schema_version": records.SCHEMA_VERSION,
-        "run": _about_the_run(
-            run, metadata["step"], metadata["counts"], weights=weights, guidance_scale=guidance_scale
-        ),
-        "config": run.to_dict(),
-        "sampling": {
-            "sampler": "ddim",
-            "steps": steps,
-            "clip_x0": getattr(model, "clip_x0", True),
-            "weights": "ema",
-            "seed": seed,
-            **_sampled(unfinished),
-        },
-        "evaluation": {
-            "extractor": extractor,
-            "extractor_sha256": metrics.extractor_hash(extractor),
-            "generated_images": images,
-            "generated_images_per_split": per_split,
-            "real_images": len(real.reference),
-            "reference": _reference(real, run.imbalance_ratio),
-            "recall_neighborhood": metrics.NEIGHBORHOOD,
-            "kid_subset_size": metrics.KID_SUBSET_SIZE,
-        },
-        **scores,
-        "training": {
-            "seconds": round(metadata["seconds"], 1),
-            "curve": training_curve(checkpoints.read_log(checkpoint.parent / checkpoints.LOG), metadata["counts"]),
-            "provenance": metadata["provenance"],
-        },
-        "provenance": records.provenance(torch.device(device)),
-    }
-    words = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
-    words += [extractor] if extractor != default else []
-    words += [f"n{images}"] if images != most else []
-    path = _write(results, run, *words, weights, record=record)
-    shutil.rmtree(unfinished)
-    return path
+        record = {
+            "schema_version": records.SCHEMA_VERSION,
+            "run": _about_the_run(
+                run, metadata["step"], metadata["counts"], weights=weights, guidance_scale=guidance_scale
+            ),
+            "config": run.to_dict(),
+            "sampling": {
+                "sampler": "ddim",
+                "steps": steps,
+                "clip_x0": getattr(model, "clip_x0", True),
+                "weights": "ema",
+                "seed": seed,
+                **_sampled(unfinished),
+            },
+            "evaluation": {
+                "extractor": extractor,
+                "extractor_sha256": metrics.extractor_hash(extractor),
+                "generated_images": images,
+                "generated_images_per_split": per_split,
+                "real_images": len(real.reference),
+                "reference": _reference(real),
+                "recall_neighborhood": metrics.NEIGHBORHOOD,
+                "kid_subset_size": metrics.KID_SUBSET_SIZE,
+            },
+            **scores,
+            "training": {
+                "seconds": round(metadata["seconds"], 1),
+                "curve": training_curve(checkpoints.read_log(checkpoint.parent / checkpoints.LOG), metadata["counts"]),
+                "provenance": metadata["provenance"],
+            },
+            "provenance": records.provenance(torch.device(device)),
+        }
+        records.write_json(path, record)
+        return path

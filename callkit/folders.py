@@ -5,6 +5,7 @@ costs neither: the operating system reads the parts that are used.
 """
 
 import hashlib
+import os
 import warnings
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def load_files(paths: list[Path], size: int, cache: Path) -> Tensor:
 
     def make(path: Path) -> None:
         array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(paths), 3, size, size))
+        if hasattr(os, "posix_fallocate"):  # a disk that is too small should say so now, not kill the process later
+            size_of_all = path.stat().st_size
+            try:
+                with path.open("r+b") as f:
+                    os.posix_fallocate(f.fileno(), 0, size_of_all)
+            except OSError as error:
+                raise OSError(f"cannot write {size_of_all / 1e6:.0f} MB to {cache}: {error.strerror}") from error
         for i, p in enumerate(tqdm(paths, desc="decoding, once", unit="img", disable=len(paths) < 1000)):
             array[i] = decode(p, size)
         array.flush()

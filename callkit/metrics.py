@@ -6,6 +6,7 @@ name and hash: scores of different extractors are on different scales. notebooks
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -218,7 +219,7 @@ def describe_real(
     images: data.ImageSet, extractor: str, cache_folder: Path, device: str = "cpu", progress: bool = False
 ) -> Description:
     """`describe`; from CACHED_FROM images on kept in a file of `cache_folder`, whose name holds the images' and the
-    extractor's hashes."""
+    extractor's hashes, if that can be written to."""
     if len(images) < CACHED_FROM:
         return describe(images.images, extractor, device)
     pixels = data.fingerprint(images.images)
@@ -228,6 +229,12 @@ def describe_real(
         described = describe(images.images, extractor, device, progress=progress)
         save_file({k: v.contiguous() for k, v in described._asdict().items()}, path)
 
+    if not (cache_folder / name).exists():
+        try:
+            records.check_writable(cache_folder)
+        except OSError as error:
+            warnings.warn(f"the features of {len(images):,} real images are not kept: {error}", stacklevel=2)
+            return describe(images.images, extractor, device, progress)
     return Description(**load_file(records.made_once(cache_folder / name, make)))
 
 

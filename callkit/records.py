@@ -5,6 +5,7 @@ A record is one JSON file per finished run and evaluation. Every number the book
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -50,10 +51,18 @@ def override_words(config) -> list[str]:
     return [f"{name}={word(value)}" for name, value in config.overrides().items()]
 
 
+def file_words(config) -> list[str]:
+    """`override_words`, or their hash where file names would become too long for a file system."""
+    words = override_words(config)
+    joined = "-".join(words).encode()
+    return words if len(joined) <= 150 else [f"{len(words)}-overrides-{hashlib.sha256(joined).hexdigest()[:16]}"]
+
+
 def run_folder(config, root: str | Path = "runs") -> Path:
-    """runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>, then -NAME=VALUE for each setting that it overrides."""
+    """runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>, then -NAME=VALUE for each setting that it overrides, or for
+    many a hash."""
     data = data_word(config.dataset, config.imbalance_ratio)
-    run = "-".join([f"seed{config.seed}", *override_words(config)])
+    run = "-".join([f"seed{config.seed}", *file_words(config)])
     return Path(root) / data / f"{config.method}-{config.profile}" / run
 
 
@@ -113,8 +122,9 @@ def alone(path: Path, timeout: float = -1) -> Iterator[None]:
     The lock goes with the process, also when that is killed; on a file system without locks there is none, and a
     warning says so.
     """
-    # A soft lock, a file that a killed process leaves behind, would shut others out for good.
-    lock = FileLock(path, timeout=timeout, fallback_to_soft=False)
+    # A soft lock, a file that a killed process leaves behind, would shut others out for good; and other users must be
+    # able to open the file.
+    lock = FileLock(path, timeout=timeout, mode=0o666, fallback_to_soft=False)
     try:
         lock.acquire()
     except OSError as error:
@@ -134,7 +144,10 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     """`path`, which `make` is told to write if it is not there. Of several processes one does, and the others wait."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_name(f".{path.name}.lock")):
+        lock = path.with_name(f".{path.name}.lock")
+        with alone(lock):
+            for left_by_a_killed_process in set(path.parent.glob(f".{path.name}.*")) - {lock}:
+                left_by_a_killed_process.unlink()
             if not path.exists():
                 with replacing(path) as temporary:
                     make(temporary)
@@ -188,6 +201,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
+def now() -> str:
+    """UTC, as in a record."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def provenance(device: torch.device) -> dict:
     """What a number needs beside it to be believed: code, libraries, hardware, time."""
     used = [p for p in ("diffusers", "peft", "transformers") if p in sys.modules]
@@ -200,7 +218,7 @@ def provenance(device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "libraries": _versions("torch", "numpy", "torch-fidelity", "callkit", *used),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": now(),
     }
 
 
@@ -232,7 +250,7 @@ def load_records(folder: str | Path | None = None, diverged: bool = False, **whe
 
 
 # overrides that are of the data and the budget, and not of the method
-BUDGET = ("image_size", "redraw", "steps", "channels", "precision")
+BUDGET = ("image_size", "held_out", "redraw", "steps", "channels", "precision")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from callkit import claims, records, viz
 from callkit.claims import runs
-from callkit.config import TITLES
+from callkit.config import OF_CALL, TITLES
 from callkit.records import Study, label, method_overrides
 from callkit.statistics import Paired, paired
 
@@ -59,13 +59,13 @@ def score_rows(study: Study) -> list[dict]:
 
 
 def plain(words: dict, method: str, weights: str = "theta") -> dict:
-    """What a variant is set against: `method` at the same guidance scale, in a network of the same widths."""
-    widths = {k: v for k, v in words["overrides"].items() if k == "channel_mult"}
-    return {"method": method, "weights": weights, "guidance_scale": words["guidance_scale"], "overrides": widths}
+    """What a variant is set against: `method` at the same guidance scale, with the same settings but those of CALL."""
+    kept = {k: v for k, v in words["overrides"].items() if k not in OF_CALL}
+    return {"method": method, "weights": weights, "guidance_scale": words["guidance_scale"], "overrides": kept}
 
 
 def difference_rows(study: Study) -> list[dict]:
-    """FID of each variant against DDPM's, and against its own method's with the same weights and without the overrides,
+    """FID of each variant against that of DDPM, and of its own method with the same weights and the default allocation,
     by split: the ratio and the difference, with 95 % intervals over the seeds that both have."""
     rows = []
     for words in variants(study):

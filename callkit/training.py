@@ -27,6 +27,7 @@ from callkit.checkpoints import (
     StepRecord,
     TrainingError,
     build_model,
+    check_counts,
     load_newest,
     locked,
     log_line,
@@ -98,7 +99,8 @@ def _global_seed(seed: int, device: torch.device):
 
 @contextmanager
 def _stop_signal():
-    """Within the block SIGINT (Ctrl-C, "interrupt kernel"), SIGTERM and SIGUSR1 are noted, not acted on."""
+    """Within the block SIGINT (Ctrl-C, "interrupt kernel"), SIGTERM and SIGUSR1 are noted, not acted on. What was noted
+    and left without effect is a KeyboardInterrupt at its end."""
     received: list[int] = []
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     try:
@@ -107,9 +109,14 @@ def _stop_signal():
         before = {}
     try:
         yield received
+    except GeneratorExit:  # the caller closed the generator of steps
+        if not received:
+            raise
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+    if received:
+        raise KeyboardInterrupt("stopped; run again to go on from there")
 
 
 class _Batches:
@@ -216,7 +223,10 @@ class _State:
 
 
 def _same_run(config: Settings, saved: dict, path: Path) -> None:
-    ours, saved = config.to_dict(), type(config).from_dict(saved).to_dict()
+    try:
+        ours, saved = config.to_dict(), type(config).from_dict(saved).to_dict()
+    except ValueError as error:
+        raise ValueError(f"{path} belongs to another kind of run ({error}); use another run folder") from error
     if ours["steps"] > saved["steps"]:
         saved["steps"] = ours["steps"]  # the first steps of a long run are those of a short one
     changed = [f"{k}: {saved[k]!r} there, {v!r} now" for k, v in ours.items() if saved[k] != v]
@@ -249,8 +259,9 @@ def train(
     """Minimise Eq. (6), yielding a StepRecord every `config.log_every` steps.
 
     run      the run folder (default `records.run_folder(config)`). A checkpoint there is resumed from; if it is
-             damaged, the one before. With more `steps` than it was planned for, it is made longer; other settings
-             raise ValueError before any work, and a process that trains there already TrainingError.
+             damaged, the one before. With more `steps` than it was planned for, it is made longer; other settings, or
+             another number of images in a class, raise ValueError before any work, and a process that trains there
+             already TrainingError.
     minutes  stop after that much time, with a checkpoint; a later call goes on from there.
     compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
 
@@ -331,6 +342,7 @@ def _steps(
     start, seconds_before = 0, 0.0
     if resumed:
         tensors, metadata = resumed
+        check_counts(metadata, counts, checkpoint)
         start, seconds_before = metadata["step"], metadata["seconds"]
         state.restore(tensors, start)
     distributed.wait_for_all()  # the first process must not change the folder before all have read it
@@ -352,7 +364,7 @@ def _steps(
             "counts": counts.tolist(),
             "step": step,
             "seconds": seconds(),
-            "provenance": provenance,
+            "provenance": provenance | {"finished": records.now()},
         }
 
     def save(step: int) -> None:

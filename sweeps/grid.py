@@ -66,13 +66,13 @@ def load(grid: str | Path) -> Grid:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(found, dict) or not found.get("runs") or not found.keys() <= set(KEYS):
+    if not (isinstance(found, dict) and isinstance(found.get("runs"), list) and found.keys() <= set(KEYS)):
         raise ValueError(f"{path} must have `runs`, a list, and nothing but {', '.join(KEYS)}")
     table, scales = found.get("paper_table"), _list(found.get("guidance_scale", GUIDANCE_SCALE))
     if table not in (None, *PAPER_TABLES):
         raise ValueError(f"{path}: paper_table must be one of {PAPER_TABLES}, got {table!r}")
-    if not scales or not all(isinstance(s, int | float) for s in scales):
-        raise ValueError(f"{path}: guidance_scale must be numbers, got {scales!r}")
+    if not scales or not all(isinstance(s, int | float) and 0 <= s < float("inf") for s in scales):
+        raise ValueError(f"{path}: guidance_scale must be numbers, at least 0, got {scales!r}")
     runs: dict[str, TrainConfig] = {}
     for number, entry in enumerate(found["runs"], 1):
         try:

@@ -28,7 +28,7 @@ def take(names: list[str]) -> str:
     job = f"job-{number}-" if (number := os.environ.get("SLURM_JOB_ID")) else ""
     while True:
         for name in names:
-            path = Path(tempfile.gettempdir()) / f"callkit-{os.getuid()}-{job}gpu-{name}.lock"
+            path = Path(tempfile.gettempdir()) / f"callkit-{os.getuid()}-{job}gpu-{name.replace('/', '-')}.lock"
             lock = os.open(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

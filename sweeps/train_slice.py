@@ -80,7 +80,7 @@ class Slice:
         guidance_scale: float = config.GUIDANCE_SCALE,
     ):
         evaluation.check_guidance_scale(guidance_scale)
-        self.runs, self.minutes, self.images, self.guidance_scale = runs, minutes, images, guidance_scale
+        self.runs, self.minutes, self.guidance_scale = runs, minutes, guidance_scale
         self.device, self.data_root, self.compile = device, data_root, compile
         self.began = time.monotonic()
         c = next(iter(runs.values()))
@@ -94,8 +94,10 @@ class Slice:
         metrics.check_extractor(self.extractor)
         self.real = data.load_for(c, data_root)
         self.load_seconds = time.monotonic() - self.began  # training loads the images again, every time
-        if images < 2 * self.real.full.num_classes:
-            raise ValueError(f"images must be at least two a class, {2 * self.real.full.num_classes}; got {images}")
+        classes = self.real.full.num_classes
+        if images < 2 * classes:
+            raise ValueError(f"images must be at least two a class, {2 * classes}; got {images}")
+        self.images = images // classes * classes
 
     def left(self) -> float:
         """Seconds."""
@@ -112,9 +114,10 @@ class Slice:
         cache = self.data_root / data.CACHE
         self.say(f"{self.extractor} features of {len(images):,} real images")
         described = metrics.describe_real(images, self.extractor, cache, self.device, progress=True)
-        self.reference = {
-            k: metrics.statistics(described.features[_of(images.labels, c)]) for k, c in self.groups.items()
-        }
+        features = {k: described.features[_of(images.labels, c)] for k, c in self.groups.items()}
+        if lone := [k for k, of in features.items() if len(of) < 2]:
+            raise ValueError(f"FID needs at least two real images, and {lone[0].capitalize()} has one")
+        self.reference = {k: metrics.statistics(of) for k, of in features.items()}
 
     def marks(self, run: Path) -> list[dict]:
         """Those of the run that were sampled as this slice samples: so many images at this guidance scale."""
@@ -127,7 +130,7 @@ class Slice:
         if step == 0 or (step % self.every and step != self.steps):
             return []
         have = {m["weights"] for m in self.marks(run) if m["step"] == step}
-        return [w for w in checkpoints.available_weights(run / checkpoints.CHECKPOINT) if w not in have]
+        return [w for w in checkpoints.available_weights(checkpoints.newest(run)) if w not in have]
 
     def seconds_per_step(self, run: Path) -> float | None:
         found = checkpoints.load_newest(run, tensors=False)
@@ -159,9 +162,11 @@ class Slice:
 
     def evaluate(self, run: Path, weights: str) -> None:
         c, began = self.runs[run], time.monotonic()
-        checkpoint, metadata = run / WEIGHTS, checkpoints.load_newest(run, tensors=False)[1]
+        checkpoint, source = run / WEIGHTS, checkpoints.newest(run)
+        metadata = checkpoints.load_checkpoint(source, tensors=False)[1]
+        checkpoints.check_counts(metadata, self.real.train.counts, source)
         self.say(f"{c.method}: evaluating {weights} at step {metadata['step']:,}")
-        checkpoints.save_released(run / checkpoints.CHECKPOINT, checkpoint, torch.bfloat16)
+        checkpoints.save_released(source, checkpoint, torch.bfloat16)
         model, _ = checkpoints.load_model(checkpoint, weights, self.device)
         labels = sampling.balanced_labels(model.num_classes, self.images // model.num_classes)
         seed = evaluation.SAMPLE_SEED_OFFSET + c.seed  # the same noise for all
@@ -241,7 +246,7 @@ class Slice:
             lines.append(f"  {c.method}: {words}{'' if run in going else ', diverged'}; {run}")
             if run in going:
                 rest += max(0, next_mark - steps[run]) * (speed or 0) + (1 + c.call) * (self.estimate(run) or 0)
-        marks = {run: self.marks(run) for run in self.runs}
+        marks = {run: self.marks(run) for run in going or self.runs}
         common = set.intersection(*({m["step"] for m in found} for found in marks.values()))
         if common:
             mark = max(common)
@@ -255,7 +260,7 @@ class Slice:
                     if m["step"] == mark:
                         scores = " | ".join(f"{m['fid'][k]:.1f}" for k in self.groups)
                         lines.append(f"| {m['run']['method']} | {m['weights']} | {scores} |")
-        if least < self.steps and all(steps.values()):
+        if least < self.steps and all(steps[run] for run in going):
             lines.append(f"the mark at {next_mark:,} steps, for all: about {rest / 60:.1f} minutes more")
         return "\n".join(lines)
 
@@ -307,9 +312,9 @@ def main(argv: list[str] | None = None) -> None:
         configs = [config.make_config(*words, m, a.profile, a.seed, **overrides) for m in dict.fromkeys(a.methods)]
         runs = {records.run_folder(c, a.root): c for c in configs}
         work = Slice(runs, a.minutes, a.images, a.device, a.data_root, a.compile, a.guidance_scale)
-        work.describe_real()
         stopped = False
         try:
+            work.describe_real()
             work.go_on()
         except KeyboardInterrupt:
             stopped = True

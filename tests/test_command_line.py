@@ -9,6 +9,7 @@ import pytest
 from callkit import records
 from callkit.__main__ import _value, main
 from callkit.config import make_config
+from callkit.training import train
 
 # What the tests change in a notebook's parameters, to be quick.
 PARAMETERS = {
@@ -59,6 +60,10 @@ def test_a_run_folder_names_what_its_run_overrides():
     assert {name: _value(value) for name, _, value in pairs} == options, "must be what --set would make of them"
     assert records.run_folder(c) == Path("runs/digits-irnatural/oc-call-gpu") / "-".join(["seed3", *words])
     assert records.run_folder(make_config(seed=1)) == Path("runs/digits-ir50/call-cpu/seed1")
+    options = dict(lr=0.123456789, dropout=0.123456789, ema_decay=0.123456789, lam=0.123456789, rank=0.123456789)
+    options |= dict(consistency=0.123456789, diversity=0.123456789, label_drop=0.123456789)
+    many, other = (records.run_folder(make_config(**options | dict(bound=b))).name for b in (1.0, 2.0))
+    assert many.startswith("seed0-9-overrides-") and len(many) < 50 and many != other
 
 
 @pytest.mark.parametrize(
@@ -97,6 +102,8 @@ def test_errors_are_one_line_before_any_work(arguments, message, tmp_path, monke
         (["--threads", "-1"], "--threads: must be at least 1, got -1"),
         (["--device", "foo"], "--device: device must be cpu, cuda or cuda:N, got foo"),
         (["--device", "cuda:x"], "--device: device must be cpu, cuda or cuda:N, got cuda:x"),
+        (["--device", "cpu:"], "--device: device must be cpu, cuda or cuda:N, got cpu:"),
+        (["--device", "cpu:3"], "--device: device must be cpu, cuda or cuda:N, got cpu:3"),
         (["--device", "cuda"], "--device: there is no device cuda: PyTorch finds 0 CUDA devices here"),
     ],
 )
@@ -105,6 +112,13 @@ def test_options_are_checked_where_they_are_read(option, message, capsys, monkey
     with pytest.raises(SystemExit):
         main(["train", *option])
     assert message in capsys.readouterr().err
+
+
+def test_weights_that_a_run_lacks_are_refused_before_the_others_are_evaluated(tmp_path):
+    list(train(make_config(method="ddpm", profile="smoke", channels=8), tmp_path))
+    with pytest.raises(SystemExit, match="was trained without CALL: it has no 'theta_g'"):
+        main(["evaluate", str(tmp_path), "--weights", "theta", "theta_g", "--device", "cpu"])
+    assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample"])

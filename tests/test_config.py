@@ -1,10 +1,12 @@
+import dataclasses
 import json
 
 import pytest
 
 from callkit import records
-from callkit.config import PROFILES, WORDS, TrainConfig, make_config
+from callkit.config import OF_CALL, PROFILES, WORDS, TrainConfig, make_config
 from callkit.objectives import option_names
+from callkit.training import train
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,12 @@ def test_every_record_can_be_run_again():
             run = record["run"]
             words = {name: run[name] for name in WORDS}
             assert make_config(**words, **run["overrides"]) == TrainConfig.from_dict(record["config"])
+
+
+def test_settings_of_call_do_nothing_without_it(tmp_path):
+    plain = make_config(method="ddpm", profile="smoke")
+    changed = {name: 0.5 if isinstance(getattr(plain, name), float) else getattr(plain, name) for name in OF_CALL}
+    other = dataclasses.replace(plain, **changed)
+    assert other != plain and {f.name for f in dataclasses.fields(plain)} >= set(OF_CALL)
+    one, two = ([r.loss for r in train(c, tmp_path / name)] for c, name in ((plain, "a"), (other, "b")))
+    assert one == two

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import hashlib
 from pathlib import Path
@@ -287,6 +288,17 @@ def test_decoding_happens_once_and_again_when_a_file_changes(birds, tmp_path, mo
     assert len(calls) == 5 and again.images.max() == 255
     png(birds / "owl" / "grey.png", 10, (21, 33), "L")
     assert data.load(name, tmp_path, 8).images[1].max() == 10 and len(calls) == 10
+
+
+def test_a_disk_that_is_too_small_is_an_error_before_decoding(birds, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders.os, "posix_fallocate", full)
+    monkeypatch.setattr(folders, "decode", None)
+    with pytest.raises(OSError, match=r"cannot write 0 MB to .*callkit-cache: No space left on device"):
+        data.load(f"imagefolder:{birds}", tmp_path, 8)
+    assert all(p.suffix == ".lock" for p in (tmp_path / data.CACHE).iterdir())
 
 
 def test_a_broken_file_and_an_empty_class_are_named(birds, tmp_path):

@@ -1,6 +1,9 @@
 """From a run folder to a record: interrupted, resumed, with other extractors, on a folder of one's own."""
 
+import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import numpy as np
@@ -150,6 +153,43 @@ def test_a_scale_that_is_no_number_is_refused_before_any_work(run, tmp_path):
     with pytest.raises(ValueError, match="guidance_scale must be a number, got nan"):
         evaluation.evaluate_run(run, results=tmp_path, guidance_scale=float("nan"))
     assert not list(tmp_path.iterdir())
+
+
+def test_two_evaluations_of_one_run_take_turns(tmp_path):
+    inside = []
+
+    def work(name):
+        with evaluation._workplace(tmp_path / ".parts"):
+            (tmp_path / ".parts").mkdir()  # fails if the other's is there
+            inside.append(name)
+            time.sleep(0.2)
+            inside.append(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, "ab"))
+    assert "".join(inside) in ("aabb", "bbaa") and not list(tmp_path.iterdir())
+
+
+def test_a_record_of_other_data_with_the_same_name_is_not_overwritten(run, tmp_path):
+    path = evaluation.evaluate_run(run, results=tmp_path)
+    record = json.loads(path.read_text())
+    record["run"]["dataset"] = "imagefolder:elsewhere/digits"
+    records.write_json(path, record)
+    with pytest.raises(ValueError, match=r"is the record of a run on imagefolder:elsewhere/digits, and this one is on"):
+        evaluation.evaluate_run(run, results=tmp_path)
+    assert list(tmp_path.iterdir()) == [path], "before any work"
+
+
+def test_data_that_have_changed_since_the_run_are_refused_before_any_work(run, tmp_path, monkeypatch):
+    load = data.load_for
+    monkeypatch.setattr(data, "load_for", lambda c, root: load(dataclasses.replace(c, imbalance_ratio=20), root))
+    with pytest.raises(ValueError, match="the data set has changed since the run of"):
+        evaluation.evaluate_run(run, results=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reference_of_classes_of_one_size_is_balanced_whatever_it_is_called():
+    assert "balanced" in evaluation._reference(data.load_long_tailed("digits", None))
 
 
 def test_an_unfinished_run_is_no_result(tmp_path):

@@ -15,7 +15,8 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image
 from torch import nn
 
-from callkit import checkpoints, evaluation, lora, lora_config, records, tiny_sd
+from callkit import checkpoints, evaluation, lora, lora_config, records, tiny_sd, training
+from callkit.config import make_config
 
 RANKS = dict(image_size=16, general_rank=6, expert_rank=2)
 ROOT = Path(__file__).parents[1]
@@ -459,8 +460,10 @@ def test_a_checkpoint_of_the_other_kind(trained):
     released = next(records.results_folder().glob("*.safetensors"))
     with pytest.raises(ValueError, match="is of a pixel model: use python -m callkit"):
         lora.load_model(released)
-    with pytest.raises(ValueError, match="unknown setting 'at_once'"):
+    with pytest.raises(ValueError, match=r"is of Stable Diffusion: use python -m callkit\.lora"):
         checkpoints.load_model(trained)
+    with pytest.raises(ValueError, match=r"belongs to another kind of run .*; use another run folder"):
+        next(training.train(make_config(profile="smoke"), trained.parent))
 
 
 def test_without_call_there_is_only_theta(studio, tmp_path):

@@ -327,7 +327,11 @@ def test_score_takes_exactly_what_counts(real, monkeypatch):
 def test_real_features_are_extracted_once_and_kept_by_content(real, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "CACHED_FROM", 10)
     few = real.full.subset(range(20))
+    (tmp_path / "a file").touch()
+    with pytest.warns(UserWarning, match="real images are not kept: cannot write to"):
+        unkept = metrics.describe_real(few, "digits", tmp_path / "a file")
     first = metrics.describe_real(few, "digits", tmp_path)
+    assert torch.equal(unkept.features, first.features)
     monkeypatch.setattr(metrics, "describe", lambda *a, **k: pytest.fail("extracted again"))
     again = metrics.describe_real(few, "digits", tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

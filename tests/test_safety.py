@@ -100,9 +100,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, dama
     (tmp_path / CHECKPOINT).write_bytes(damage((tmp_path / CHECKPOINT).read_bytes()))
     with pytest.warns(UserWarning, match=r"damaged or was not written by callkit.*going back to checkpoint\.previous"):
         assert checkpoints.steps_done(tmp_path) == 45
+    first = train(settings(), tmp_path)
     with pytest.warns(UserWarning, match="going back to"):
-        list(train(settings(), tmp_path))
+        next(record for record in first if record.step == 50)  # saved at 48
+    assert load_checkpoint(tmp_path / PREVIOUS)[1]["step"] == 45, "the damaged one took no other's place"
+    list(first)
     assert_same_run(whole, tmp_path)
+
+
+def test_a_checkpoint_that_is_there_and_cannot_be_read_is_not_taken_for_none(whole, monkeypatch):
+    def no_memory(*_, **__):
+        raise RuntimeError("unable to mmap: Cannot allocate memory")
+
+    monkeypatch.setattr(checkpoints, "safe_open", no_memory)
+    with pytest.raises(OSError, match=r"cannot read .*checkpoint\.safetensors: unable to mmap"):
+        load_newest(whole)
 
 
 def test_a_checkpoint_is_as_readable_as_a_log_and_one_that_cannot_be_opened_is_not_passed_over(whole, tmp_path):
@@ -192,6 +204,13 @@ def test_a_file_that_several_want_is_made_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(want, range(4))) == ["whole"] * 4
     assert len(made) == 1
+
+
+def test_what_a_killed_process_left_of_a_file_goes_and_other_users_may_wait_for_it(tmp_path):
+    (tmp_path / ".file.12345").write_text("half")
+    records.made_once(tmp_path / "file", lambda path: path.write_text("whole"))
+    (lock,) = set(tmp_path.iterdir()) - {tmp_path / "file"}
+    assert lock.name == ".file.lock" and lock.stat().st_mode & 0o777 == 0o666
 
 
 def test_a_full_disk_loses_nothing(whole, tmp_path):

@@ -138,6 +138,16 @@ def with_steps(record, steps):
     return other
 
 
+def test_settings_that_are_not_calls_are_the_baselines_too():
+    words = {"method": "call", "weights": "theta", "guidance_scale": 1, "overrides": {"lam": 0.5, "flip": True}}
+    assert tables.plain(words, "ddpm")["overrides"] == {"flip": True}
+    some = [r for r in RECORDS if r["run"]["method"] in ("ddpm", "call") and r["run"]["dataset"] == "digits"][:6]
+    held = copy.deepcopy(some)
+    for r in held:
+        r["run"]["overrides"] = r["run"]["overrides"] | {"held_out": 0.1}
+    assert len(records.studies(some + held)) == 2 * len(records.studies(some)), "other images, another study"
+
+
 def test_studies_that_differ_in_training_steps_alone_make_a_family(tmp_path):
     digits = records.find_study(records.studies(RECORDS), "digits", 50, "cpu").records
     some = [r for r in digits if r["run"]["method"] in ("ddpm", "call")]

@@ -100,6 +100,23 @@ def test_marks_at_another_guidance_scale_are_others(tmp_path, capsys):
     assert {p.name for p in tmp_path.rglob("*.png")} == {"slice-smoke-seed0.png", "slice-smoke-seed0-g2.5.png"}
 
 
+def test_a_damaged_checkpoint_is_passed_over_as_in_training(tmp_path):
+    call(tmp_path, "5", "--images", "45")
+    run = folders(tmp_path)["oc-call"]
+    assert {m["images"] for m in train_slice.read_marks(run)} == {40}, "equally many of each class"
+    (run / train_slice.MARKS).unlink()
+    (run / checkpoints.CHECKPOINT).write_bytes(b"")
+    with pytest.warns(UserWarning, match="going back to"):
+        call(tmp_path, "5")
+    assert [m["step"] for m in train_slice.read_marks(run)] == [10, 10, 20, 20]
+
+
+def test_a_split_of_one_real_image_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_slice, "_of", lambda labels, classes: torch.arange(len(labels)) == 0)
+    with pytest.raises(SystemExit, match="FID needs at least two real images, and Overall has one"):
+        call(tmp_path, "5")
+
+
 def test_without_time_nothing_is_trained(tmp_path, capsys):
     call(tmp_path, "0")
     assert not list(tmp_path.rglob(checkpoints.CHECKPOINT)) and "ddpm: 0 of 20 steps" in capsys.readouterr().out
@@ -132,6 +149,7 @@ def test_a_method_that_diverges_leaves_the_others_going(tmp_path, capsys, monkey
     assert checkpoints.steps_done(ddpm) == 20 and (diverged / checkpoints.DIVERGED).exists()
     out = capsys.readouterr().out
     assert "oc-call is out: step 5: the base loss" in out and "0 of 20 steps, diverged" in out
+    assert "| ddpm | theta |" in out, "the others' scores are shown"
 
 
 def test_a_signal_stops_it_with_a_checkpoint_and_status_75(tmp_path):

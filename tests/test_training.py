@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -15,11 +16,13 @@ from callkit.capacity import expert_weights
 from callkit.checkpoints import (
     CHECKPOINT,
     LOG,
+    PREVIOUS,
     TrainingError,
     build_model,
     load_checkpoint,
     load_model,
     read_log,
+    save_checkpoint,
     save_released,
 )
 from callkit.config import METHODS, TITLES, make_config
@@ -293,3 +296,46 @@ def test_a_compiled_run_is_the_same_run(finished, tmp_path, monkeypatch):
     compiled = list(train(smoke(), tmp_path, compile=True))
     assert modes == ["default"] * 2
     assert [r.base_loss for r in compiled] == [r.base_loss for r in read_log(finished / LOG)]
+
+
+def test_a_signal_that_comes_while_the_caller_works_on_a_record_is_not_lost(tmp_path):
+    steps = train(smoke(), tmp_path)
+    next(steps)
+    os.kill(os.getpid(), signal.SIGINT)  # noted, for the end of the next step
+    with pytest.raises(KeyboardInterrupt, match="run again"):
+        steps.close()
+    steps = train(smoke(), tmp_path)
+    next(steps)
+    steps.close()  # without a signal nothing is raised
+
+
+@pytest.mark.parametrize("minutes", [0, None])  # at the time limit, and at the end
+def test_a_signal_that_comes_while_the_last_checkpoint_is_written_is_not_lost(tmp_path, monkeypatch, minutes):
+    save = training.save_checkpoint
+
+    def interrupted(path, tensors, metadata, previous):
+        save(path, tensors, metadata, previous)
+        if minutes == 0 or metadata["step"] == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="run again"):
+        list(train(smoke(), tmp_path, minutes=minutes))
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == (1 if minutes == 0 else 20)
+
+
+def test_data_that_have_changed_since_the_run_began_are_refused(tmp_path, monkeypatch):
+    list(train(smoke(), tmp_path, minutes=0))
+    tensors, metadata = load_checkpoint(tmp_path / CHECKPOINT)
+    fewer = [metadata["counts"][0] - 1, *metadata["counts"][1:]]
+    save_checkpoint(tmp_path / CHECKPOINT, tensors, metadata | {"counts": fewer})
+    with pytest.raises(ValueError, match=r"the data set has changed since the run of .* began: .*\[173, 112.*then"):
+        next(train(smoke(), tmp_path))
+
+
+def test_a_checkpoint_says_when_its_part_of_the_run_ended(tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(records, "now", lambda: f"time {next(ticks)}")
+    list(train(smoke(), tmp_path))
+    ends = [load_checkpoint(tmp_path / name)[1]["provenance"]["finished"] for name in (PREVIOUS, CHECKPOINT)]
+    assert ends == ["time 1", "time 2"]
