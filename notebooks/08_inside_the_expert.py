@@ -35,7 +35,7 @@ per_class = 100  # generated images a class and measurement
 # %% tags=["remove-output"]
 import pandas as pd
 
-from callkit import data, notebook, probes, records, sampling, viz
+from callkit import data, notebook, probes, sampling, viz
 from callkit.capacity import expert_scale, expert_weights, merge
 from callkit.checkpoints import load_model
 from callkit.diffusion import NoiseSchedule
@@ -229,14 +229,12 @@ viz.probe_curves(probe_timesteps, auc)
 # pixels. FID on Few in other runs, and $D$ on Few at the end of their training, beside the default and a smaller bound:
 
 # %%
+study, _ = notebook.study(dataset, imbalance_ratio, profile)
 variants = {"default": {}, "b = 0.01": {"bound": 0.01}, "centred": {"centred": True}}
 
 
 def by_seed(method, overrides, weights="theta"):
-    which = words | dict(method=method, overrides=overrides, weights=weights)
-    del which["seed"]
-    found = records.load_records(guidance_scale=1, **which)
-    return {r["run"]["seed"]: r for r in found}
+    return {r["run"]["seed"]: r for r in study.select(method, overrides, weights)}
 
 
 plain, rows = by_seed("ddpm", {}), {}
