@@ -500,8 +500,9 @@ pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 # :class: warning
 # * Classes are numbered by the alphabet, and split by size. Read results by name.
 # * Duplicates: a photo that is in a class twice, once held out, makes every check of copying useless. Remove them first.
-# * A photo edited in place is decoded again; the run that was trained on the old one knows nothing of it. Start a new one.
-# * `held_out` is drawn once, by the files' order. Add a photo, and other photos are held out: finish a comparison before the
+# * A run whose classes have other numbers of images than when it began is refused. A photo that was edited or replaced is
+#   decoded again, and the run knows nothing of it. Start a new one.
+# * `held_out` is drawn by the files' order. Add a photo, and others are held out: finish a comparison before the
 #   collection grows.
 # ```
 #
