@@ -21,17 +21,16 @@ EXPECTED = {  # where the ratio of two FIDs should lie
     "no higher": (0, MARGIN),
 }
 SYMBOLS = dict(zip(EXPECTED, "<>≈≲", strict=True))
-VERDICTS = (
-    *("supported", "direction only", "not supported", "opposite direction", "reversed"),
-    *("too few seeds", "not tested"),
-)
-RULING = dict(  # on "A is better than B"
-    zip(
-        VERDICTS,
-        ("better", "better in each seed", "neither", "worse in each seed", "worse", "too few seeds", ""),
-        strict=True,
-    )
-)
+RULING = {  # the verdicts from best to worst, and each on "A is better than B"
+    "supported": "better",
+    "direction only": "better in each seed",
+    "not supported": "neither",
+    "opposite direction": "worse in each seed",
+    "reversed": "worse",
+    "too few seeds": "too few seeds",
+    "not tested": "",
+}
+VERDICTS = tuple(RULING)
 
 
 def runs(method: str, weights: str = "theta", scale: float = 1.0, **overrides) -> dict:
