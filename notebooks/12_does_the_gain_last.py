@@ -297,11 +297,11 @@ pd.Series(means).unstack(0).map("{:.3g}".format)
 
 # %% [markdown]
 # **Re-sampling brings FID on Few to about half of DDPM's, or less**: half-way for 2 to 7 percent on Many, all the way for
-# 13 to 17. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little more
-# than DDPM has, all the way about twice as many as chance would have (0.025). With full re-sampling the rarest images
-# were seen a thousand times each; on digits it was thirteen thousand times, and in the paper's training on CIFAR-10,
-# where RS is worse than DDPM, it would be thirty-eight thousand. Whoever trains on imbalanced data for as short a time as
-# we do should try this first.
+# 13 to 17. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little
+# more than DDPM has, all the way about twice as many as chance would have (0.025). With full re-sampling the rarest
+# images were seen a thousand times each; on digits it was thirteen thousand times, and in the paper's training on
+# CIFAR-10, where RS is worse than DDPM, it would be thirty-eight thousand. Whoever trains on imbalanced data for as short
+# a time as we do should try this first.
 #
 # ## On the paper's base loss
 #
@@ -311,22 +311,25 @@ pd.Series(means).unstack(0).map("{:.3g}".format)
 # %%
 rows = {}
 for (steps, at), scale in itertools.product(fashion.items(), (1, 1.5, 2.5)):
-    of = {m: at.select(m, guidance_scale=scale) for m in ("ddpm", "oc", "oc-call")}
     for name, pair in {
         "OC + CALL / OC": ("oc-call", "oc"),
         "OC / DDPM": ("oc", "ddpm"),
+        "CBDM / DDPM": ("cbdm", "ddpm"),
     }.items():
-        if (row := tables.ratio_row(*(of[m] for m in pair)))["seeds"]:
+        row = tables.ratio_row(*(at.select(m, guidance_scale=scale) for m in pair))
+        if row["seeds"]:
             rows[name, f"{steps:,}", f"{scale:g}"] = row
 frame = pd.DataFrame(rows).T.sort_index(level=0, ascending=False, sort_remaining=False)
-frame.rename_axis(["", "steps", "guidance"])[["seeds", "Few", "Overall"]]
+frame.rename_axis(["", "steps", "guidance"])[["seeds", "Many", "Few", "Overall"]]
 
 # %% [markdown]
-# OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). *On top of OC* CALL is
-# ahead on Few, in every seed, at both stops and at scales 1 and 1.5, where on top of DDPM it is level. But look where the
-# lead is: where OC is bad. At 2.5, the best scale that OC had, and its authors' own, none is to be seen on
-# Fashion-MNIST, nor on digits ({numref}`fig-gain`). How the ratio changes with training, and with the scale, seed by
-# seed (on digits the guided runs of seeds 1 and 2 are second trainings, so here they meet the second unguided ones, of
+# OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). So is CBDM, the other
+# rival that needs it, by less; at 1.5 the two cannot be told apart on Few, and on Many, where guidance costs DDPM more,
+# CBDM is ahead. *On top of OC* CALL is ahead on Few, in every seed, at both stops and at scales 1 and 1.5, where on top
+# of DDPM it is level. But look where the lead is: where OC is bad. At 2.5, the best scale that OC had, and its authors'
+# own, none is to be seen on Fashion-MNIST, nor on digits ({numref}`fig-gain`). How the ratio changes with training, and
+# with the scale, seed by seed (on digits the guided runs of seeds 1 and 2 are second trainings, so here they meet the
+# second unguided ones, of
 # `benchmarks/again`, as {doc}`11_ablations` explains):
 
 # %%
@@ -353,10 +356,10 @@ for name, both in changes.items():
 
 # %% [markdown]
 # With training the lead shrinks. (On Few OC with CALL is after 10,000 steps no better than after 5,000, in
-# {numref}`fig-steps`, while OC improves.) With the scale it shrinks on Fashion-MNIST in the mean, in intervals that
-# reach 1; on digits it grows from 1 to 1.5, and at 2.5 none is left to see. Again a head start, then, to what the base
-# loss comes to by itself. Why on Fashion-MNIST it should show on OC's loss and not on DDPM's we do not know. OC moves the targets of
-# rare classes towards images of others, and so has further to come.
+# {numref}`fig-steps`, while OC improves.) With the scale it shrinks on Fashion-MNIST in the mean, in intervals that reach
+# 1; on digits it grows from 1 to 1.5, and at 2.5 none is left to see. Again a head start, then, to what the base loss
+# comes to by itself. Why on Fashion-MNIST it should show on OC's loss and not on DDPM's we do not know. OC moves the
+# targets of rare classes towards images of others, and so has further to come.
 #
 # ## At equal time
 #
@@ -533,5 +536,6 @@ for seed in ours:
 # **Take-away.** CALL's gain on Few looks like a head start: it shrinks in longer training, and with the most training or
 # guidance that we tried none is to be seen on digits; on OC with Fashion-MNIST a part is still there after 10,000 steps.
 # On DDPM's loss other data do not have it, and there re-sampling gives many times as much, to which CALL adds nothing. At
-# the best scale that each base loss had none of it is to be seen, and on DDPM's loss at equal time CALL is behind. One number of steps, one base loss
-# and one guidance scale are one answer. **Next.** {doc}`13_your_own_data`: the method on a folder of photos.
+# the best scale that each base loss had none of it is to be seen, and on DDPM's loss at equal time CALL is behind. One
+# number of steps, one base loss and one guidance scale are one answer. **Next.** {doc}`13_your_own_data`: the method on a
+# folder of photos.
