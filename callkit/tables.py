@@ -168,7 +168,8 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
             ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
             if len(ratio["overall"].seeds) >= claims.SEEDS:
                 made[Where(trained, "redraw" in run["overrides"], base, words["guidance_scale"])] = ratio
-    return made
+    order = [where.trained for where in made]  # other images beside the same data
+    return dict(sorted(made.items(), key=lambda item: order.index(item[0].trained)))
 
 
 def at_best_scale(ratios: dict[Where, dict[str, Paired]]) -> dict[Where, dict[str, Paired]]:

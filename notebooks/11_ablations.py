@@ -139,7 +139,7 @@ pd.DataFrame({"smallest p": smallest}).rename_axis("seeds").T.round(3)
 # > If every seed has the same sign and the interval does not exclude 1, we speak of a *direction*: better, or worse, *in
 # > each seed*. With fewer seeds there is nothing to call.
 #
-# One more warning. **Where a comparison has five seeds, two were added after three had been looked at**, in most because
+# One more warning. **Where a comparison here has five seeds, two were added after three had been looked at**, mostly as
 # these agreed in CALL's favour. An interval that may grow until it decides is narrower than its 95 %;
 # {doc}`12_does_the_gain_last` sets the first three and the added two side by side.
 #

@@ -288,6 +288,10 @@ def test_the_readme_shows_what_the_records_say():
     for scale, said in ((1, "without guidance"), (1.5, "with a little")):
         pair = early.select("oc-call", guidance_scale=scale), fashion.select("oc", guidance_scale=scale)
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
+    drawn = by_name["digits-ir50-cpu-redraw=True"]
+    again = paired(drawn.select("call"), drawn.select("ddpm"), "few", ratio=True)
+    assert f"again with other images for each seed ({again.words()} on Few, five pairs" in text
+    assert again.seeds == [0, 1, 2, 3, 4]
     rs, plain = fashion.select("rs"), fashion.select("ddpm")
     assert f"it brings it to {paired(rs, plain, 'few', ratio=True).words()} of DDPM's against a test set" in text
     half, on_top = (fashion.select(m) for m in ("rs-sqrt", "rs-sqrt-call"))
