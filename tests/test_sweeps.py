@@ -45,7 +45,8 @@ def test_the_grids_hold_what_the_paper_ran():
         "fig4": (1 + 6) * 2 * 2 * 3,
         "fig5": 4 * 3 * 2 * 3,  # methods, widths, data sets, seeds
         "digits": 10 * 3,
-        "digits-study": (10 * 2 + 1 + 16 + 2 * 2) * 5,  # methods at two ratios, RS + CALL, variants, widths; seeds
+        # methods at two ratios, RS + CALL, variants, widths, other images; seeds
+        "digits-study": (10 * 2 + 1 + 16 + 2 * 2 + 2) * 5,
         "digits-guided": 10 * 5,
         "fashion": 6 * 5,
     }
