@@ -284,8 +284,8 @@ for name, overrides in same_width.items():
 pd.DataFrame(table).T
 
 # %% [markdown]
-# Read it with the rule: a row of one seed has no interval. And read all of it: of what excludes 1 against DDPM only the
-# default on Few speaks for CALL, with five seeds where the others have three, and the rest is a loss on Many.
+# Read it with the rule: a row of one seed has no interval. And read all of it: of what excludes 1 against DDPM the
+# default, with five seeds where the others have three, and λ = 0.8 speak for CALL, both on Few; the rest is a loss on Many.
 #
 # ## λ
 #
