@@ -66,7 +66,8 @@ def load(grid: str | Path) -> Grid:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    if not (isinstance(found, dict) and isinstance(found.get("runs"), list) and found.keys() <= set(KEYS)):
+    runs_fit = isinstance(found, dict) and isinstance(found.get("runs"), list) and found["runs"]
+    if not runs_fit or not found.keys() <= set(KEYS):
         raise ValueError(f"{path} must have `runs`, a list, and nothing but {', '.join(KEYS)}")
     table, scales = found.get("paper_table"), _list(found.get("guidance_scale", GUIDANCE_SCALE))
     if table not in (None, *PAPER_TABLES):

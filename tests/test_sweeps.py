@@ -128,6 +128,7 @@ COMMON = "common: {dataset: digits, imbalance_ratio: 50, profile: smoke, seed: [
         (COMMON + "guidance_scale: [-1]\nruns: [{method: ddpm}]", "guidance_scale must be numbers, at least 0"),
         (COMMON + "guidance_scale: [.nan]\nruns: [{method: ddpm}]", "guidance_scale must be numbers, at least 0"),
         (COMMON + "runs: 3", "must have `runs`, a list"),
+        (COMMON + "runs: []", "must have `runs`, a list"),
         (COMMON + "paper_table: 6\nruns: [{method: ddpm}]", "paper_table must be one of"),
         (COMMON, "must have `runs`"),
         ("runs: [", "is not YAML"),
