@@ -116,6 +116,15 @@ def ratio_row(ours: list[dict], baseline: list[dict]) -> dict:
     return row | {s.capitalize(): ratio.words() for s, ratio in by_split.items()}
 
 
+def other_steps(
+    family: dict[int, Study], ours: str, steps: int, base: str, base_steps: int, scale: float = 1
+) -> dict[str, Paired]:
+    """FID ratios by split and overall, of method `ours` after `steps` over `base` after `base_steps`, both of
+    `records.by_steps` and at one guidance scale: for methods whose steps take unequally long."""
+    pair = family[steps].select(ours, guidance_scale=scale), family[base_steps].select(base, guidance_scale=scale)
+    return {s: paired(*pair, s, ratio=True, other_steps=True) for s in (*splits(family[steps]), "overall")}
+
+
 def fids(study: Study, words: dict) -> dict[str, list[float]]:
     """By split, of each seed."""
     return {s: [r["metrics"][s]["fid"] for r in study.select(**words)] for s in splits(study)}

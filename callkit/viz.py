@@ -339,7 +339,7 @@ def score_curves(by_method: dict[str, dict[float, dict[str, list[float]]]], xlab
     by_method[method][number][split]."""
     splits = list(next(iter(next(iter(by_method.values())).values())))
     figure, panels = _figure(1, len(splits), figsize=(7.2, 3.6))
-    bases = dict.fromkeys(name.removesuffix("-call") for name in by_method)  # with CALL on top: dashed
+    bases = dict.fromkeys(name.removesuffix("-call") for name in by_method)  # with CALL on top: dashed and hollow
     color = dict(zip(bases, itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE)), strict=False))
     for axes, split in zip(panels, splits, strict=True):
         for name, by_number in by_method.items():
@@ -347,8 +347,10 @@ def score_curves(by_method: dict[str, dict[float, dict[str, list[float]]]], xlab
             style = dict(color=color[base], linestyle="-" if name == base else "--")
             mean = [np.mean(scores[split]) for scores in by_number.values()]
             axes.plot([*by_number], mean, label=TITLES.get(name, name), **style)
+            fill = color[base] if name == base else "none"
             for number, scores in by_number.items():
-                axes.plot([number] * len(scores[split]), scores[split], "o", color=color[base], markersize=4)
+                of = scores[split]
+                axes.plot([number] * len(of), of, "o", color=color[base], markerfacecolor=fill, markersize=4)
         axes.set(title=split.capitalize(), xlabel=xlabel)
         axes.xaxis.set_major_formatter("{x:,g}")
         scores = [v for by_number in by_method.values() for by_split in by_number.values() for v in by_split[split]]

@@ -395,12 +395,9 @@ for name, way_, ours, base, steps, base_steps, scale in (
     ("the same, guided 1.5", fashion, "oc-call", "oc", 5_000, 10_000, 1.5),
 ):
     row = {"time": f"{base_steps / (cost * steps):.2f}"}
-    pair = [
-        way_[n].select(method, guidance_scale=scale)
-        for n, method in ((steps, ours), (base_steps, base))
-    ]
+    by_split = tables.other_steps(way_, ours, steps, base, base_steps, scale)
     for split in ("many", "few", "overall"):
-        ratio = paired(*pair, split, ratio=True, other_steps=True)
+        ratio = by_split[split]
         row |= {"seeds": len(ratio.seeds), split.capitalize(): ratio.words()}
     rows[name, f"{steps:,} / {base_steps:,}"] = row
 pd.DataFrame(rows).T.rename_axis(["", "steps"])

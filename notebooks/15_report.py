@@ -463,11 +463,7 @@ at_best = tables.gain_rows(tables.at_best_scale(all_gains))
 
 def at_equal_time(ours, base, steps, scale=1):
     """FID ratio on Few, on Fashion-MNIST, of `ours` after 5,000 steps and its base loss after `steps`."""
-    pair = (
-        fashion[n].select(method, guidance_scale=scale)
-        for n, method in ((5_000, ours), (steps, base))
-    )
-    return paired(*pair, "few", ratio=True, other_steps=True).words()
+    return tables.other_steps(fashion, ours, 5_000, base, steps, scale)["few"].words()
 
 
 def where(said):
@@ -498,105 +494,128 @@ queries = {
 }
 
 surprises = {
-    "The loss as printed": (
-        f"{len(diverged)} of {len(diverged) + len(survived)} runs with the diversity term at full weight and no bound "
-        f"diverged, between steps {at[0]:,} and {at[-1]:,}",
-        "07_a_floor_for_the_loss",
-    ),
-    "The class weights of the authors' later code": (
-        f"with them nothing is allocated in our runs: Few FID of θᵍ over θ is {parting['theirs']}, "
-        f"with the printed weights and a bound {parting['ours']}",
-        "07_a_floor_for_the_loss",
-    ),
-    "CBDM and OC without guidance": (
-        "FID on Few by guidance scale: "
-        + "; ".join(map(guided, ("ddpm", "cbdm", "oc"))),
-        "09_rivals",
-    ),
-    "Plain re-sampling": (
-        f"overall FID of RS over CALL: {paired(rs, call, ratio=True).words()}; but on Few {', '.join(price)}",
-        "09_rivals",
-    ),
-    "Plain re-sampling, on Fashion-MNIST": (
-        f"FID on Few of RS over DDPM: {resampled.words()}, against a test set and with few copies; of CALL over DDPM: "
-        f"{paired(longest.select('call'), longest.select('ddpm'), 'few', ratio=True).words()}",
-        "12_does_the_gain_last",
-    ),
-    "The gain, in other places": (
-        f"of {len(gains)} comparisons on Few with three seeds or more, CALL over its base loss, "
-        + ", ".join(f"{len(where(v))} are {v} ({'; '.join(where(v))})" for v in told)
-        + "; rows that differ in guidance alone are of the same networks, or nearly so",
-        "12_does_the_gain_last",
-    ),
-    "The gain at equal time": (
-        "a step of CALL takes "
-        f"{records.benchmark('speed')['ratios']['step, CALL']:.2f} times as long; FID on Few of CALL after 5,000 steps on "
-        f"Fashion-MNIST over that of DDPM after 7,500, in less time: {at_equal_time('call', 'ddpm', 7_500)}; on OC over "
-        f"that of OC after 10,000, in 1.2 times the time: {at_equal_time('oc-call', 'oc', 10_000)}, and guided 1.5 "
-        f"{at_equal_time('oc-call', 'oc', 10_000, 1.5)}",
-        "12_does_the_gain_last",
-    ),
-    "The gain at the best guidance": (
-        "at the scale at which its base loss is best, of those tried, CALL over it on Few: "
-        + "; ".join(f"{row['where']}: {row['CALL / base on Few']}" for row in at_best),
-        "12_does_the_gain_last",
-    ),
-    "FID on Few, in longer training": (
-        "it falls while the share of copies rises, on digits with DDPM from "
-        + " to ".join(
-            f"{mean(longer, 'metrics', 'few', 'fid'):.1f} and {mean(longer, 'copies', 'few', 'nearest_is_train'):.2f}"
-            for longer in ddpm_by_steps
+    "The loss": {
+        "The loss as printed": (
+            f"{len(diverged)} of {len(diverged) + len(survived)} runs with the diversity term at full weight and no bound "
+            f"diverged, between steps {at[0]:,} and {at[-1]:,}",
+            "07_a_floor_for_the_loss",
         ),
-        "12_does_the_gain_last",
-    ),
-    "The expert as a switch between classes": (
-        f"of the gap between θᵍ and θ, {measured['Table 4, Section 5.3']['in numbers']}",
-        "08_inside_the_expert",
-    ),
-    "Parting without harm": (
-        f"with `centred`, seed {odd['θ']['run']['seed']}, D on Few ends at "
-        f"{odd['θ']['training']['curve']['distance_few'][-1]:.2f} as by default, and FID on Few is "
-        + ", ".join(
-            f"{r['metrics']['few']['fid']:.1f} ({name})" for name, r in odd.items()
+        "The class weights of the authors' later code": (
+            f"with them nothing is allocated in our runs: Few FID of θᵍ over θ is {parting['theirs']}, "
+            f"with the printed weights and a bound {parting['ours']}",
+            "07_a_floor_for_the_loss",
         ),
-        "08_inside_the_expert",
-    ),
-    "The rest points of a model of two numbers, on CIFAR-10": (
-        f"{((parted > 0.01) == (rest > 0)).sum()} of {len(rest)} classes part or stay as it says, and D by class ends at "
-        f"{reached.min():.2f} to {reached.max():.2f} of the rest point that follows from the counts",
-        "16_cifar10",
-    ),
-    "Attention gone astray, in bfloat16": (
-        f"on CIFAR-10 a matrix of queries grew to a singular value of {queries['theta']:.0f} with CALL, where DDPM's stayed at "
-        f"{queries['DDPM']:.1f}; a bias moved whose gradient is zero",
-        "16_cifar10",
-    ),
-    "A machine that repeats the training images": (
-        "FID "
-        + ", ".join(f"{v:.2f} ({s})" for s, v in machine.items())
-        + f"; at the profile's steps and without guidance only these are ahead of it on Few: {', '.join(ahead) or 'none'}. "
-        "So FID does not tell learning from copying",
-        "09_rivals",
-    ),
-    "Who is hurt by pruning": (
-        f"depends on the images: the correlation with rarity is {measured['Figure 1a']['in numbers']}",
-        "06_who_gets_the_capacity",
-    ),
-    "Ratios as in the paper": (
-        "; ".join(
-            f"{p['expected']}: {p['ratio [95 %]']}, there {p['paper']}" for p in alike
-        )
-        + ". Only the first is the same comparison, the others have OC as base there; with other images, at a hundredth of "
-        "the size and within wide intervals: a coincidence, until other data say the same",
-        "11_ablations",
-    ),
+        "The rest points of a model of two numbers, on CIFAR-10": (
+            f"{((parted > 0.01) == (rest > 0)).sum()} of {len(rest)} classes part or stay as it says, and D by class ends at "
+            f"{reached.min():.2f} to {reached.max():.2f} of the rest point that follows from the counts",
+            "16_cifar10",
+        ),
+    },
+    "The gain": {
+        "The gain, in other places": (
+            f"of {len(gains)} comparisons on Few with three seeds or more, CALL over its base loss, "
+            + ", ".join(
+                f"{len(where(v))} are {v} ({'; '.join(where(v))})" for v in told
+            )
+            + "; rows that differ in guidance alone are of the same networks, or nearly so",
+            "12_does_the_gain_last",
+        ),
+        "The gain at equal time": (
+            "a step of CALL takes "
+            f"{records.benchmark('speed')['ratios']['step, CALL']:.2f} times as long; FID on Few of CALL after 5,000 steps on "
+            f"Fashion-MNIST over that of DDPM after 7,500, in less time: {at_equal_time('call', 'ddpm', 7_500)}; on OC over "
+            f"that of OC after 10,000, in 1.2 times the time: {at_equal_time('oc-call', 'oc', 10_000)}, and guided 1.5 "
+            f"{at_equal_time('oc-call', 'oc', 10_000, 1.5)}",
+            "12_does_the_gain_last",
+        ),
+        "The gain at the best guidance": (
+            "at the scale at which its base loss is best, of those tried, CALL over it on Few: "
+            + "; ".join(
+                f"{row['where']}: {row['CALL / base on Few']}" for row in at_best
+            ),
+            "12_does_the_gain_last",
+        ),
+        "Ratios as in the paper": (
+            "; ".join(
+                f"{p['expected']}: {p['ratio [95 %]']}, there {p['paper']}"
+                for p in alike
+            )
+            + ". Only the first is the same comparison, the others have OC as base there; with other images, at a hundredth of "
+            "the size and within wide intervals: a coincidence, until other data say the same",
+            "11_ablations",
+        ),
+    },
+    "Rivals": {
+        "CBDM and OC without guidance": (
+            "FID on Few by guidance scale: "
+            + "; ".join(map(guided, ("ddpm", "cbdm", "oc"))),
+            "09_rivals",
+        ),
+        "Plain re-sampling": (
+            f"overall FID of RS over CALL: {paired(rs, call, ratio=True).words()}; but on Few {', '.join(price)}",
+            "09_rivals",
+        ),
+        "Plain re-sampling, on Fashion-MNIST": (
+            f"FID on Few of RS over DDPM: {resampled.words()}, against a test set and with few copies; of CALL over DDPM: "
+            f"{paired(longest.select('call'), longest.select('ddpm'), 'few', ratio=True).words()}",
+            "12_does_the_gain_last",
+        ),
+    },
+    "Scores": {
+        "A machine that repeats the training images": (
+            "FID "
+            + ", ".join(f"{v:.2f} ({s})" for s, v in machine.items())
+            + f"; at the profile's steps and without guidance only these are ahead of it on Few: {', '.join(ahead) or 'none'}. "
+            "So FID does not tell learning from copying",
+            "09_rivals",
+        ),
+        "FID on Few, in longer training": (
+            "it falls while the share of copies rises, on digits with DDPM from "
+            + " to ".join(
+                f"{mean(longer, 'metrics', 'few', 'fid'):.1f} and {mean(longer, 'copies', 'few', 'nearest_is_train'):.2f}"
+                for longer in ddpm_by_steps
+            ),
+            "12_does_the_gain_last",
+        ),
+    },
+    "Inside the networks": {
+        "The expert as a switch between classes": (
+            f"of the gap between θᵍ and θ, {measured['Table 4, Section 5.3']['in numbers']}",
+            "08_inside_the_expert",
+        ),
+        "Parting without harm": (
+            f"with `centred`, seed {odd['θ']['run']['seed']}, D on Few ends at "
+            f"{odd['θ']['training']['curve']['distance_few'][-1]:.2f} as by default, and FID on Few is "
+            + ", ".join(
+                f"{r['metrics']['few']['fid']:.1f} ({name})" for name, r in odd.items()
+            ),
+            "08_inside_the_expert",
+        ),
+        "Who is hurt by pruning": (
+            f"depends on the images: the correlation with rarity is {measured['Figure 1a']['in numbers']}",
+            "06_who_gets_the_capacity",
+        ),
+        "Attention gone astray, in bfloat16": (
+            f"on CIFAR-10 a matrix of queries grew to a singular value of {queries['theta']:.0f} with CALL, where DDPM's stayed at "
+            f"{queries['DDPM']:.1f}; a bias moved whose gradient is zero",
+            "16_cifar10",
+        ),
+    },
 }
 Markdown(
-    records.markdown(
-        [
-            {"what": f"**{what}**", "records": text, "chapter": f"{{doc}}`{chapter}`"}
-            for what, (text, chapter) in surprises.items()
-        ]
+    "\n\n".join(
+        f"**{group}**\n\n"
+        + records.markdown(
+            [
+                {
+                    "what": f"**{what}**",
+                    "records": text,
+                    "chapter": f"{{doc}}`{chapter}`",
+                }
+                for what, (text, chapter) in rows.items()
+            ]
+        )
+        for group, rows in surprises.items()
     )
 )
 

@@ -37,6 +37,24 @@ def test_every_record_is_in_the_long_table(written):
         assert float(mine["few"]["fid"]) == r["metrics"]["few"]["fid"]
 
 
+def test_methods_are_set_against_each_other_at_unequal_steps():
+    family = records.by_steps(records.studies(RECORDS))["digits-ir50-cpu"]
+    by_split = tables.other_steps(family, "call", 3_000, "ddpm", 4_500)
+    assert by_split.keys() == {"many", "medium", "few", "overall"}
+    fid = {
+        steps: {
+            r["run"]["seed"]: r["metrics"]["few"]["fid"]
+            for r in RECORDS
+            if (r["run"]["dataset"], r["run"]["imbalance_ratio"], r["run"]["method"]) == ("digits", 50, method)
+            and r["run"]["overrides"] == {"steps": steps}
+        }
+        for steps, method in ((3_000, "call"), (4_500, "ddpm"))
+    }
+    few = by_split["few"]
+    assert few.seeds == [0, 1, 2]
+    assert few.values == pytest.approx([fid[3_000][s] / fid[4_500][s] for s in few.seeds])
+
+
 def test_scores_and_differences_are_recomputed_by_hand(written):
     fid = {}
     for method in ("ddpm", "call"):
