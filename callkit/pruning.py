@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from callkit import data
@@ -97,12 +98,12 @@ class Sensitivity(NamedTuple):
 def sensitivity(before: Tensor, after: Tensor, labels: Tensor, num_classes: int) -> Sensitivity:
     """Compare per-image losses of a network and its pruned copy, class by class.
 
-    The interval of the change is 1.96 standard errors of the paired differences; that of the ratio takes `before` as
-    known. NaN half-widths for a class with one image.
+    The interval of the change is Student's, of the paired differences; that of the ratio takes `before` as known. NaN
+    half-widths for a class with one image.
     """
     rows = []
     for c in range(num_classes):
         b, d = before[labels == c].double(), (after - before)[labels == c].double()
-        ci = 1.96 * d.std() / len(d) ** 0.5
+        ci = stats.t.ppf(0.975, len(d) - 1) * d.std() / len(d) ** 0.5
         rows.append([b.mean(), d.mean(), ci, d.mean() / b.mean(), ci / b.mean()])
     return Sensitivity(*np.array(rows, dtype=float).T)

@@ -30,7 +30,7 @@ imbalance_ratio = 50
 # %% [markdown]
 # ## The exponential rule
 #
-# Let $N_{\max}$ be the size of the largest class, $C$ the number of classes and $\mathrm{IR}$ the
+# Let $N_{\max}$ be the size that the largest class is to have, $C$ the number of classes and $\mathrm{IR}$ the
 # {term}`imbalance ratio`. Class $c = 0, \dots, C-1$ keeps
 #
 # ```{math}
@@ -69,7 +69,8 @@ counts_by_hand(5000, 10, 100)  # CIFAR-10 at IR 100
 # %% [markdown]
 # `callkit.data` holds the same line with checks around it, and the data sets by name. The book's default is
 # scikit-learn's handwritten digits {cite:p}`alpaydin1998digits`: 8 × 8 pixels, ten classes, 1,797 images, and small
-# enough to train a diffusion model on a laptop in minutes.
+# enough to train a diffusion model on a laptop in minutes. Its classes have 174 to 183 images; $N_{\max}$ is the least of
+# these, so that any class could be the largest.
 
 # %%
 viz.style()
@@ -199,6 +200,9 @@ print("many classes:", (1 - 1 / 100) / np.log(100))
 print("ten classes: ", np.mean(data.long_tailed_counts(5000, 10, 100)) / 5000)
 
 # %% [markdown]
+# Ten classes keep more, since the largest, whole, is a tenth of them. Before rounding it is a geometric series,
+# $(1 - q^C) / (C\,(1 - q))$ with $q = \mathrm{IR}^{-1/(C-1)}$.
+#
 # ```{solution-end}
 # ```
 #

@@ -22,7 +22,7 @@
 #
 # {doc}`01_two_dimensions` built a diffusion model of points: noise in one formula, the exact answer, a small network,
 # DDIM. All of that stays true of images. This chapter adds what was left out there because the plane did not need
-# it: why the loss is what it is, the network that images need, and four choices of a sampler that move every score
+# it: why the loss is what it is, the network that images need, and four choices in sampling that move every score
 # of this book.
 
 # %% tags=["parameters"]
@@ -254,8 +254,10 @@ print("and with w = 1: 10%")
 # \lVert \hat{\mathbf{x}}_0 - \mathbf{x}_0 \rVert^2 = \frac{1 - \bar\alpha_t}{\bar\alpha_t}\, \lVert \epsilon_\theta - \epsilon \rVert^2 ,
 # ```
 #
-# and the noise is the better *target* for a network, with variance 1 at every $t$. The same errors of the released
-# DDPM, measured in both units:
+# so the same errors count otherwise in the two: an unweighted loss on the image would count an error of the noise 25,000
+# times at $t = 999$ and a ten-thousandth at $t = 0$, one on the noise counts all timesteps alike. The errors of the
+# released DDPM, measured in both units, and what the best guess without looking at $\mathbf{x}_t$ costs, the mean image
+# of the class:
 
 # %%
 grid = torch.arange(0, 1000, 40)
@@ -266,8 +268,10 @@ for level in grid.tolist():
     by_t.append(objectives.mse(model(q_sample(digits, t, eps), t, labels), eps).mean())
 in_noise = torch.stack(by_t)
 in_pixels = in_noise * ((1 - alpha_bar) / alpha_bar).float()[grid]
+means = torch.stack([digits[labels == c].mean(0) for c in range(C)])
+blind = objectives.mse(means[labels], digits).mean()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the weight of each timestep in the bound (mean 1) and in the loss that is used. Right: mean squared error of the released DDPM on 20 images of each class, as noise and as image; dotted, the variance of the pixels. Log axes.", "name": "fig-unet-loss"}, "image": {"alt": "Left: the bound's weight falls from about 50 at t = 0 to a half and rises slowly to 1, where the used weight lies throughout. Right: the error in noise falls from nearly 1 at t = 0 by orders of magnitude; the error in the image rises from almost nothing and crosses the dotted variance of the pixels beyond t = 800.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the weight of each timestep in the bound (mean 1) and in the loss that is used. Right: mean squared error of the released DDPM on 20 images of each class, as noise and as image; dotted, that of the mean image of the class. Log axes.", "name": "fig-unet-loss"}, "image": {"alt": "Left: the bound's weight falls from about 50 at t = 0 to a half and rises slowly to 1, where the used weight lies throughout. Right: the error in noise falls from nearly 1 at t = 0 by orders of magnitude; the error in the image rises from almost nothing and crosses the dotted line of the class means about t = 550.", "classes": "dark-light"}}
 figure, (left, right) = plt.subplots(1, 2)
 plt.close(figure)
 left.plot(w / w.mean(), color=viz.VERMILION, label="bound")
@@ -275,7 +279,7 @@ left.axhline(1, color=viz.BLUE, label="used")
 left.set(xlabel="timestep t", ylabel="weight", yscale="log")
 right.plot(grid, in_noise, color=viz.BLUE, label="noise")
 right.plot(grid, in_pixels, color=viz.GREEN, label="image")
-right.axhline(digits.var(), color=viz.INK, linestyle=":")
+right.axhline(blind, color=viz.INK, linestyle=":")
 right.set(xlabel="timestep t", ylabel="mean squared error", yscale="log")
 for axes in (left, right):
     axes.legend()
@@ -283,9 +287,8 @@ figure
 # %% [markdown]
 # Each end has one easy unit. At $t = 0$ the image is given; the noise is all but invisible, and the error is not far
 # below 1, which is what predicting nothing costs. At large $t$ the noise is given, and the best guess of the image is
-# a mean, whose error is the variance of the data. There the network's implied image is *worse* than a grey mean: an
-# error of the noise so small that the loss does not notice is a large one in the image. Samplers clip for this
-# reason, among others.
+# the mean image of its class (dotted). There the network's implied image is *worse* than that mean: an error of the noise
+# so small that the loss does not notice is a large one in the image. Samplers clip for this reason, among others.
 #
 # `callkit.objectives.ddpm` is this loss, a mean over pixels, with one $t$ and one $\epsilon$ per image.
 #
@@ -295,12 +298,12 @@ figure
 # (which digit is it?). A U-Net {cite:p}`ronneberger2015unet` has both: a *down* path that halves the image and widens
 # the features, an {term}`up path` that reverses it, and {term}`skip connections <skip connection>` that hand each
 # feature map of the one to the other. Its blocks are those of wide residual networks {cite:p}`zagoruyko2016wrn`.
-# Drawn from the network of the paper's CIFAR experiments:
+# Drawn from the network of {cite:t}`ho2020ddpm` for CIFAR, which we take the paper's to be:
 
 # %%
 cifar = UNet(in_channels=3, num_classes=10)  # 32 x 32, the paper's size
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The U-Net for CIFAR, a box per layer in the order of computation; lower is coarser. A dot marks attention. Blue: the up path, whose matrices CALL decomposes. Grey lines: skip connections. Every residual block is told time and class.", "name": "fig-unet"}, "image": {"alt": "A U of boxes. From the left, boxes step down from 32 by 32 pixels and 128 channels to 4 by 4 and 256; at the right blue boxes step up again, three to a level. Horizontal lines join the two sides. A bar below, labelled time and class, feeds all residual blocks.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The U-Net for CIFAR, a box per layer in the order of computation; lower is coarser. A dot marks attention. Blue: the up path, whose matrices CALL decomposes. Grey lines: skip connections, one line for all of a level. Every residual block is told time and class.", "name": "fig-unet"}, "image": {"alt": "A U of boxes. From the left, boxes step down from 32 by 32 pixels and 128 channels to 4 by 4 and 256; at the right blue boxes step up again, three to a level. Horizontal lines join the two sides. A bar below, labelled time and class, feeds all residual blocks.", "classes": "dark-light"}}
 
 
 def sketch(net, size):
@@ -517,7 +520,7 @@ pd.DataFrame(
 
 # %%
 def ddim_by_hand(x, y, grid, scale=1.0, clip=True):
-    for t, s in zip(grid, [*grid[1:], None], strict=True):
+    for t, u in zip(grid, [*grid[1:], None], strict=True):
         at = torch.full_like(y, t)
         eps = model(x, at, y)
         if scale != 1:
@@ -528,7 +531,7 @@ def ddim_by_hand(x, y, grid, scale=1.0, clip=True):
         if clip:
             x0 = x0.clamp(-1, 1)
             eps = (x - signal * x0) / noise
-        x = x0 if s is None else q_sample(x0, torch.full_like(y, s), eps)
+        x = x0 if u is None else q_sample(x0, torch.full_like(y, u), eps)
     return x
 
 
@@ -902,12 +905,13 @@ pd.DataFrame(
 ).rename_axis("class").T
 
 # %% [markdown]
-# It is dominated by the head. Guidance pushes away from *this*: a sample of a rare class is pushed away from the
-# majorities, one of the largest class from what is mostly its own kind.
+# It is dominated by the head, more so than the training set: the zeros are three standard errors above their share, if
+# the classifier reads these images rightly. Guidance pushes away from *this*: a sample of a rare class is pushed away
+# from the majorities, one of the largest class from what is mostly its own kind.
 #
 # ```{solution-end}
 # ```
 #
 # **Take-away.** One regression of noise; a network whose larger half is the up path, and which meets the class in its
-# projections alone; and a score that hangs on steps, guidance, clipping and averaging as well as on training.
+# projections alone; and a score that depends on steps, guidance, clipping and averaging as well as on training.
 # **Next.** {doc}`04_general_and_expert` splits the up path in two.

@@ -146,7 +146,7 @@ with torch.no_grad():
 omega_con, omega_div = class_weights(counts)
 viz.class_weights(omega_con, omega_div)
 # %% [markdown]
-# How far apart they get, the {term}`imbalance ratio` decides. Where they cross, it does not: with counts that fall by a
+# The {term}`imbalance ratio` decides how far apart they get, but not where they cross: with counts that fall by a
 # constant factor, the two are mirror images of each other, but for the rounding of small counts, and meet in the middle.
 
 
@@ -217,10 +217,10 @@ loss(eps, eps_general, head_and_tail)
 # both predictions are then Null's; the paper does not say.
 #
 # A training step does not cost twice as much: the expert sits in the up path, so `UNet.forward_both` encodes once and
-# decodes twice, with the same dropout masks. With `branch_share=0.5` only half of the images, drawn by the size of their
-# weight, are decoded twice, and the allocation loss becomes an unbiased estimate. And sampling costs nothing extra
-# once the expert is merged. Measured by `benchmarks/speed.py`, on a CPU, all variants in turn; the second network is
-# the one that the paper uses for CIFAR:
+# decodes twice, with the same dropout masks. With `branch_share=0.5` only half of the images, drawn with chances in
+# proportion to $\sqrt{\omega_\text{Div}}$, are decoded twice, and the allocation loss becomes an unbiased estimate. And
+# sampling costs nothing extra once the expert is merged. Measured by `benchmarks/speed.py`, on a CPU, all variants in
+# turn; the second network is the one that we take to be the paper's for CIFAR:
 
 # %%
 speed = {
@@ -299,7 +299,7 @@ viz.split_bars(fid)
 # it takes the expert to draw minorities. How much worse differs from seed to seed (look at the standard deviation); that
 # it is worse does not. On Medium, of whose three classes one is pushed, it depends on the seed, from level with DDPM to
 # three times worse, where the paper's $\theta^g$ is somewhat ahead of DDPM. Whether the expert therefore *holds* what is
-# known about minorities, as the paper reads its own such table, is another question, which {doc}`08_inside_the_expert`
+# known about minorities, as the paper reads its Table 4, is another question, which {doc}`08_inside_the_expert`
 # puts to the test.
 #
 # Is $\theta$ better than DDPM? The same seed means the same images, timesteps and noise in training and the same noise in
@@ -328,7 +328,7 @@ pd.DataFrame([interval], index=["CALL, θ / DDPM"])
 # mixed, and the intervals hold 1: there it makes no difference that could be told. {doc}`11_ablations` derives the
 # interval, and {doc}`15_report` asks it of every claim. It covers the luck of training, on *one* training set and
 # without guidance. {doc}`12_does_the_gain_last` asks what becomes of it with guidance, in longer training and on other
-# data; most of it goes. And a simpler method has more of it ({doc}`09_rivals`).
+# data; most of it goes. And re-sampling, a simpler method, gains more ({doc}`09_rivals`).
 #
 # The paper's own numbers, on CIFAR-100 at IR 100 with Inception features, base loss OC (from the paper's Table 4, not
 # our measurement):
@@ -403,9 +403,9 @@ viz.distance_curves(
     [r["training"]["curve"] for r in found["CALL, θ"]], bound=one["config"]["bound"]
 )
 # %% [markdown]
-# For 1,750 to 3,000 steps nothing parts. Then, within a few hundred, Few rises by more than three orders of magnitude to
-# its rest point, and Medium, by its one pushed class, to a twentieth of that; Many stays as close as it was. *When* it
-# happens depends on the seed; where it ends does not.
+# For 1,500 to 2,750 steps hardly anything parts. Then, within 500 to 750, Few rises by more than three orders of
+# magnitude to its rest point, and Medium, by its one pushed class, to a twentieth of that; Many stays as close as it was.
+# *When* it happens depends on the seed; where it ends does not.
 #
 # ```{admonition} Pitfalls
 # :class: warning

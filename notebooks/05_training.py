@@ -98,7 +98,8 @@ print(
 # ## What to expect
 #
 # The curve of this page's slice, which may be no more than a dot, and that of the finished run whose record comes with
-# the book. If yours does not follow it, something is different: the seed, the settings, or a bug.
+# the book. If yours does not follow it, something is different: the seed, the settings, or a bug. (The points of the
+# finished run are averages over 250 steps: while the loss falls fast its line lies higher.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record, averages over stretches of it).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 1 and meets the longer, flattening curve of the finished run.", "classes": "dark-light"}}
 curves = {}
@@ -112,15 +113,18 @@ finished = records.load_records(
     overrides={},
     guidance_scale=1,
 )
+
+
+def middle(steps):
+    """Each value is an average over the steps since the one before: plot it in the middle."""
+    return [(a + b) / 2 for a, b in zip([0, *steps], steps, strict=False)]
+
+
 if finished:
     curve = finished[0]["training"]["curve"]
-    # each value is an average over the steps since the one before: plot it in the middle
-    middle = [
-        (a + b) / 2 for a, b in zip([0, *curve["step"]], curve["step"], strict=False)
-    ]
-    curves["finished run"] = (middle, curve["base_loss"])
+    curves["finished run"] = (middle(curve["step"]), curve["base_loss"])
 log = checkpoints.read_log(f"{run}/{checkpoints.LOG}")
-curves["this page"] = ([r.step for r in log], [r.base_loss for r in log])
+curves["this page"] = (middle([r.step for r in log]), [r.base_loss for r in log])
 viz.loss_curves(curves)
 # %% [markdown]
 # ## What is learnt when

@@ -70,7 +70,7 @@ viz.style()
 # whatever $e$ starts with. First nothing seems to happen, then everything at once. Gradient descent, with the printed and
 # the bounded term:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Gradient descent on the two-number model: the expert e as printed and with the bound b = 0.1; the dotted line is the rest point. κ is that of the rarest class of our training set.", "name": "fig-two-numbers"}, "image": {"alt": "The expert's size over steps, log axis. Both curves rise on the same straight line; the printed one goes on beyond 100, the bounded one bends and stays at its rest point.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Gradient descent on the two-number model: the expert e as printed and with the bound b = 0.1; the dotted line is the rest point. κ is that of the rarest class of our training set.", "name": "fig-two-numbers"}, "image": {"alt": "The expert's size over steps, log axis. Both curves rise on the same straight line; the printed one goes on beyond 100, the bounded one bends and creeps up to its rest point.", "classes": "dark-light"}}
 train_set = data.load_long_tailed(dataset, imbalance_ratio).train
 counts = train_set.counts
 con, div = (w[-1].item() for w in class_weights(counts))
@@ -142,8 +142,9 @@ sliders.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101
 # output convolution, both predictions share, and a normalisation keeps its output in range however large $BA$ gets. Is
 # there a floor after all?
 #
-# Let $f$ and $f^g$ be what enters the output convolution of $\theta$ and of $\theta^g$, and $K$ its kernel. The
-# predictions are $K f$ and $K f^g$, so in $K$ the printed loss is quadratic:
+# Let $f$ and $f^g$ be the 3 × 3 patches of features that enter the output convolution of $\theta$ and of $\theta^g$, a
+# vector for each pixel, and $K$ its kernel as a matrix. (Its bias, the same in both, we leave aside; means are over
+# images and pixels.) The predictions are $K f$ and $K f^g$, so in $K$ the printed loss is quadratic:
 #
 # ```{math}
 # :label: eq-output-kernel
@@ -262,7 +263,7 @@ viz.divergence_curves(curves, diverged=set(printed))
 # | form | $\varphi(D)$ | a minority rests at |
 # |---|---|---|
 # | exponential | $b\,(1 - e^{-D/b})$ | $b \ln(\omega_\text{Div}/\omega_\text{Con})$ |
-# | relative | exponential, with $b$ times the sample's base loss for $b$ | as above, lower where the noise is easy to predict |
+# | relative | exponential, with $b$ times the sample's base loss for $b$ | as above, lower where the noise is easy to predict (for large $b$ no floor: the base loss grows with $D$, and the bound with it) |
 # | cap | $\min(D, b)$ | $b$, for every class with $\omega_\text{Div} > \omega_\text{Con}$ |
 # | centred | exponential, of the difference without its mean over pixels | see {doc}`08_inside_the_expert` |
 #
@@ -331,9 +332,9 @@ for name, (method, overrides) in variants.items():
 pd.DataFrame(table).T.fillna("")
 
 # %% [markdown]
-# The **released weights** need no bound because nothing parts: $\theta$ and $\theta^g$ score alike, and near DDPM.
-# Diversity times 0.2 moves the class at which the sign changes towards the tail and weakens the push there fivefold, so
-# that the run ends before it has left the saddle. More steps might leave it.
+# The **released weights** get along without a bound because nothing parts within these runs: $\theta$ and $\theta^g$
+# score alike, and near DDPM. Diversity times 0.2 leaves only classes 7 to 9 to be pushed apart, and five to ten times
+# less, so that a run ends before it has left the saddle. More steps might leave it; there the loss has no floor either.
 #
 # What the bound decides is how bad $\theta^g$ becomes on minorities: from one variant to the next its FID on Few spans more
 # than an order of magnitude. What it hardly decides is $\theta$. Over two decades of $b$, and for the hard cap, $\theta$
@@ -449,5 +450,6 @@ print(
 # ```{solution-end}
 # ```
 #
-# **Take-away.** The printed loss has no floor, in two numbers as in a network; any bound with slope 1 at zero gives it one
-# and keeps the method. **Next.** {doc}`08_inside_the_expert`: what is it, then, that lies between $\theta$ and $\theta^g$?
+# **Take-away.** The printed loss has no floor, in two numbers as in a network; any constant bound with slope 1 at zero
+# gives it one and keeps the method. **Next.** {doc}`08_inside_the_expert`: what is it, then, that lies between $\theta$
+# and $\theta^g$?

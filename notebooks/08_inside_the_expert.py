@@ -128,8 +128,8 @@ pd.DataFrame(
 ).rename_axis("class").T
 
 # %% [markdown]
-# How far each addition moves the prediction away from that of $\theta^g$, as $D$ on the balanced set, the mean of three of
-# the timesteps above:
+# How far each addition moves the prediction away from that of $\theta^g$, as $D$ on the balanced set, the mean of three
+# of the timesteps above:
 
 # %%
 control = probes.random_expert(model)

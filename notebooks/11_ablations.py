@@ -285,7 +285,8 @@ pd.DataFrame(table).T
 
 # %% [markdown]
 # Read it with the rule: a row of one seed has no interval. And read all of it: of what excludes 1 against DDPM the
-# default, with five seeds where the others have three, and λ = 0.8 speak for CALL, both on Few; the rest is a loss on Many.
+# default, with five seeds where the others have three, and λ = 0.8 speak for CALL, both on Few; the rest is a loss on
+# Many.
 #
 # ## λ
 #

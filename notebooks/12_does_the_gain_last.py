@@ -87,9 +87,9 @@ pd.DataFrame(best).set_index("where")[["seeds", "CALL / base on Few", "Few"]]
 # ### Seeds that were added
 #
 # Where a row has five seeds, other images aside, two of them were run after three had been looked at, and in most rows
-# because these agreed in CALL's favour. That makes an interval narrower than it should be: who stops where three seeds suffice, and adds two
-# where they only agree, finds 4 in 100 effects of nothing "better" and not 2.5. FID on Few of CALL over its base loss,
-# the first three and the two added:
+# because these agreed in CALL's favour. That makes an interval narrower than it should be: who stops where three seeds
+# suffice, and adds two where they only agree, finds 4 in 100 effects of nothing "better" and not 2.5. FID on Few of CALL
+# over its base loss, the first three and the two added:
 
 # %%
 rows = {}
@@ -226,8 +226,8 @@ pd.DataFrame(
 #
 # All runs so far, whatever their seed, train on *one* subset of the digits, the one that the field's code draws, and so
 # their intervals hold for it alone. With `redraw=True` each seed draws its own; we planned five pairs before the first
-# was run. And at {term}`imbalance ratio` 20 the rarest digit has 8 training images in place of 3, and Few as a whole twice
-# as many. Everything else is as above, at 6,000 steps:
+# was run. And at {term}`imbalance ratio` 20 the rarest digit has 8 training images in place of 3, and Few as a whole
+# twice as many. Everything else is as above, at 6,000 steps:
 
 # %%
 redrawn = records.study_name(dataset, imbalance_ratio, profile, redraw=True)
@@ -255,8 +255,8 @@ pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)[
 # twofold, and between seeds of one draw by half. So the gain after 6,000 steps is not one of these images alone.
 #
 # At ratio 20 the same picture, milder: without its expert the network is many times worse on Few and as good on Many, and
-# with it CALL is ahead of DDPM on Few in each of the three seeds, by somewhat less than at ratio 50 and within an interval
-# that holds 1.
+# with it CALL is ahead of DDPM on Few in each of the three seeds, by somewhat less than at ratio 50 and within an
+# interval that holds 1.
 #
 # ## Other data
 #

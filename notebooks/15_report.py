@@ -226,8 +226,8 @@ def show(name):
 show("best")
 
 # %% [markdown]
-# At equal scales a method that needs guidance loses to one that does not. So once more, **each at the best of the scales**
-# that three seeds or more were sampled at, by the mean of FID overall:
+# At equal scales a method that needs guidance loses to one that does not. So once more, **each at the best of the
+# scales** that three seeds or more were sampled at, by the mean of FID overall:
 
 
 # %% tags=["hide-input", "prose-table"]
