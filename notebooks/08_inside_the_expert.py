@@ -80,7 +80,7 @@ viz.distance_map(distance, timesteps)
 # $t = 950$ the input is noise. A *squared* difference in noise is the squared difference in images times
 # $\bar\alpha_t / (1 - \bar\alpha_t)$, which is $1.1 \cdot 10^{-4}$ here: two networks with *any* two images in $[-1, 1]$
 # in mind would be at $D < 5 \cdot 10^{-4}$. These two are at 0.04 to 0.4, a hundred to a thousand times as far. Whatever
-# separates them there is no knowledge of images.
+# separates them there cannot be knowledge of images.
 #
 # ## 3 · Turning the dial
 #
@@ -104,9 +104,9 @@ for name, spectrum in spectra.items():
     by_kind[kind][name.removeprefix("up.")] = spectrum.expert
 viz.spectra(by_kind)
 # %% [markdown]
-# The largest directions are in the projections of the time-and-class embedding, and there it is *one* direction of the
-# rank that was reserved. A projection of the embedding adds the same vector to all pixels: it can tell classes apart,
-# and cannot draw.
+# The largest directions are in the projections of the time-and-class embedding, in two of the four, and there it is *one*
+# direction of the rank that was reserved. A projection of the embedding adds the same vector to all pixels: it can tell
+# classes apart, and cannot draw.
 #
 # ## 5 · Repairing θᵍ
 #
@@ -176,7 +176,7 @@ figure = viz.split_bars(fid)
 figure.set_figwidth(8)
 figure.axes[0].legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
 figure
-# %% mystnb={"figure": {"caption": "Class 9, three training images: samples from the same noises.", "name": "fig-repaired-samples"}, "image": {"alt": "Four rows of small images of the digit nine: those of θᵍ are washed out, those of the two repairs resemble those of θ.", "classes": "dark-light"}}
+# %% mystnb={"figure": {"caption": "Class 9, three training images: samples from the same noises.", "name": "fig-repaired-samples"}, "image": {"alt": "Four rows of small images of the digit nine: those of θᵍ are washed out; those with a number per class are dark and noisy, a nine hardly to be made out; those with rank-one embeddings resemble those of θ.", "classes": "dark-light"}}
 labels = sampling.balanced_labels(model.num_classes, 1)[-1:].repeat(12)
 size = real.full.images.shape[-1]
 shown = {
@@ -186,13 +186,13 @@ shown = {
 }
 viz.image_rows(list(shown.values()), list(shown))
 # %% [markdown]
-# A random expert repairs nothing. With the singular values of the trained one that says little, for it hardly changes
-# the prediction. Scaled up, it changes it on Few as much as the trained one, leaves the FID there about where it was,
-# and ruins Many and Medium, for it cannot tell classes apart. So the directions matter. But one number for each class
-# undoes a good part of what separates $\theta^g$ from $\theta$ on Few, and one direction in each of a few small
-# matrices nearly all of it. Neither can hold what a 9 looks like. Rank one gives each block *one* fixed vector, times
-# a number that depends on class and time; all classes share the vector and differ in the number alone. A few such
-# vectors cannot draw five digits, they can say more or less of one thing. The shapes are in $W^g$, which both
+# A random expert repairs nothing. With the singular values of the trained one that says little, for it hardly changes the
+# prediction. Scaled up, it changes it on Few as much as the trained one, leaves the FID there about where it was, and
+# ruins Many and Medium, for it cannot tell classes apart. So the directions matter. But one number for each class undoes
+# a good part of what separates $\theta^g$ from $\theta$ on Few, by FID though not to the eye, and one direction in each
+# of a few small matrices nearly all of it. Neither can hold what a 9 looks like. Rank one gives each block *one* fixed
+# vector, times a number that depends on class and time; all classes share the vector and differ in the number alone. A
+# few such vectors cannot draw five digits, they can say more or less of one thing. The shapes are in $W^g$, which both
 # networks have. **In this run $\theta^g$ knows the minorities.** It adds a constant to the noise when it hears their
 # class, and the expert's main work is to take that constant away again.
 #
@@ -249,8 +249,8 @@ for name, overrides in variants.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# With `centred` $\theta^g$ parts all the same, by something else than a constant: in all three runs $D$ ends where it
-# does by default. But $\theta^g$ does not always fail on minorities now: it is at 481, 21 and 120, and in seed 1 the
+# With `centred` $\theta^g$ parts all the same, by something else than a constant. ($D$ in these rows is that of the centred
+# difference. It ends where the default's does because the rest point is a matter of counts and $b$.) But $\theta^g$ does not always fail on minorities now: it is at 481, 21 and 120, and in seed 1 the
 # network *without* its expert is ahead of the one with it, and of DDPM. With b = 0.01 the same seed does it again, by
 # less. So parting in $D$ need not make $\theta^g$ bad.
 #

@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from callkit import data, metrics, notebook, records, sampling, viz
+from callkit import claims, data, metrics, notebook, records, sampling, viz
 from callkit.checkpoints import load_model
 from callkit.config import TITLES
 from callkit.diffusion import NoiseSchedule
@@ -225,7 +225,7 @@ pd.Series(
 # * **Labels are exactly balanced**, as many images of each class, not drawn at random. A rare class counts as much as
 #   a common one.
 # * **The reference is the whole balanced set**, which contains the training images. That is the field's custom, and a
-#   trap (below). For Fashion-MNIST, on which nobody has numbers to compare with, it is the test set.
+#   trap (below). For Fashion-MNIST, for which the paper has no numbers, it is the test set.
 # * **Splits.** Many, Medium, Few are thirds of the classes by size, the remainder to Few: classes 0–2, 3–5, 6–9 of
 #   ten and 0–32, 33–65, 66–99 of a hundred. A split's score compares the generated images of its classes with the
 #   real ones of its classes. In the profile `paper` these are 50,000 images overall and 20,000 for each split, as in
@@ -307,15 +307,17 @@ for name, values in curves["fid"].items():
     )
 
 # %% [markdown]
-# Thirty perfect images have a worse FID than 250 of the network's. (The line in $1/n$ does not end at zero
-# even for the real half: the reference is finite too.) KID has no such slope. But unbiased is not precise: at these
-# sizes its deviation is larger than what separates the two sets.
+# Thirty perfect images have a worse FID than 250 of the network's. (The line in $1/n$ does not end at zero even for the
+# real half: the reference is finite too. {cite:t}`chong2020unbiased` report where such a line ends in place of FID, and
+# show that its slope depends on the model: equal $n$ does not make a comparison fair.) KID has no such slope. But
+# unbiased is not precise: at these sizes its deviation is larger than what separates the two sets.
 #
 # **FIDs of different numbers of images cannot be compared**, on either side of the comparison. That hits a long-tailed
 # table: its splits have fewer real images than the whole. On CIFAR-100 the reference of Few is 34 classes of 500 images,
-# where that of the overall score is 50,000 images. So it is no surprise that in the paper's Table 4 eight of nine FIDs of
-# a split are *larger* than the overall one of their row, and it means little. Nor need the slope be the same for two
-# models: they may change places with $n$.
+# where that of the overall score is 50,000 images. In the paper's Table 4 eight of nine FIDs of a split are *larger* than
+# the overall one of their row. Part of that is this bias. The rest is that pooling hides errors: the Gaussian of all
+# classes contains the spread between classes, and errors of different classes may cancel in its two moments. So compare
+# a split with the same split.
 #
 # ## Trap 2: a class of its own
 #
@@ -403,10 +405,11 @@ for method, name in {
 pd.DataFrame(table).T
 
 # %% [markdown]
-# Of the models, means over $n$ seeds from the records. **The machine is ahead of DDPM and of CALL in every column of FID
-# and KID**, also on images that it has never "seen". Only the two re-samplings, which copy as well, keep up with it, on
-# Few: ahead by FID, level or behind by KID. Its images are perfect. There are just few of them, and two or three moments
-# do not notice. Recall does: on Few it is near zero, and against unseen images lower still. So does
+# Of the models, means over $n$ seeds from the records. **Without guidance the machine is ahead of DDPM and of CALL in
+# every column of FID and KID**, also on images that it has never "seen". Only the two re-samplings, which copy as well,
+# keep up with it, on Few: ahead by FID, level or behind by KID. Its images are perfect. There are just few of them, and
+# two or three moments do not notice. (With guidance most methods pass it on Few, {doc}`09_rivals`.) Recall does: on Few
+# it is near zero, and against unseen images lower still. So does
 # `copies`, the share of generated images whose nearest real image was trained on. ({cite:t}`meehan2020copying` make a
 # statistical test of such distances, with a training set, a held-out set and a generated one, as here.)
 #
@@ -528,15 +531,22 @@ scales = {
 }
 guided = {m: n for m, n in TITLES.items() if len(scales[n]) > 1}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recall and precision on Few, a point per method and guidance scale (mean over its records), joined from scale 1 (white) to the largest that was run. Records in results/.", "name": "fig-metrics-guidance"}, "image": {"alt": "Lines in the plane of recall and precision. Without guidance CBDM and OC lie low. With a larger scale all lines end further left, and all but that of RS further up: more precision, less recall.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recall and precision on Few, a point per method and guidance scale (mean over the seeds that all its scales have), joined from scale 1 (white) to the largest that was run. Records in results/.", "name": "fig-metrics-guidance"}, "image": {"alt": "Lines in the plane of recall and precision. Without guidance CBDM and OC lie low. With a larger scale all lines end further left and further up, that of RS barely: more precision, less recall.", "classes": "dark-light"}}
 COLORS = viz.INK, viz.SKY, viz.GREEN, viz.ORANGE, viz.BLUE, viz.PURPLE, viz.VERMILION
 figure, axes = plt.subplots(figsize=(6.4, 3.6))
 plt.close(figure)
 for (method, name), color in zip(guided.items(), COLORS, strict=False):
+    at = [finished(method, s) for s in scales[name]]
+    shared = records.shared_seeds(at, at_least=1)
     points = np.array(
         [
             [
-                records.mean_std(finished(method, s), "metrics", "few", m)[0]
+                records.mean_std(
+                    [r for r in finished(method, s) if r["run"]["seed"] in shared],
+                    "metrics",
+                    "few",
+                    m,
+                )[0]
                 for m in ("recall", "precision")
             ]
             for s in scales[name]
@@ -556,8 +566,8 @@ figure
 # ## Trap 7: seeds
 #
 # Train again with another seed and the score is another. From the records without guidance, of methods with three
-# seeds or more: the difference to DDPM on Few, seed by seed (the same seed sees the same images, timesteps and noise),
-# beside how much the seeds scatter by themselves:
+# seeds or more: the difference to DDPM on Few, seed by seed (the same seed sees the same images, timesteps and noise;
+# but RS other images, and ADA other timesteps and noise), beside how much the seeds scatter by themselves:
 
 # %%
 base = {r["run"]["seed"]: r["metrics"]["few"]["fid"] for r in every("ddpm")}
@@ -584,9 +594,10 @@ print(f"standard deviation of DDPM's {len(base)} seeds: {variance(base) ** 0.5:.
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# The last column is how many seeds of each, at least two, would put a difference of that size two standard errors
-# away from zero, $4\,(s_1^2 + s_2^2) / \Delta^2$, if nothing were paired. Pairing helps where both methods see the
-# same, and it is why we compare seed by seed. With a few seeds even the deviations are guesses.
+# The last column is how many seeds of each, at least two, would put a difference of that size two standard errors away
+# from zero, $4\,(s_1^2 + s_2^2) / \Delta^2$, if nothing were paired. Pairing helps where both methods see the same, and
+# it is why we compare seed by seed. And of such experiments half would still miss such a difference: a mean that is
+# expected at two standard errors lies below them as often as above. With a few seeds even the deviations are guesses.
 #
 # ## The paper's tables, and ours
 #
@@ -697,8 +708,8 @@ frame.assign(**{"KID, before rounding": kid_lead})
 # CelebA-HQ, where the lead is in the minority's own FID. On recall and IS it is within one deviation of the best, ahead
 # or behind. So the claim rests on FID and KID, and recall, the score that sees copies (trap 3), adds nothing to it.
 #
-# This describes the tables and tests nothing. Of how many runs its deviations are, or whether of runs, the paper does not
-# say; over $n$ runs the standard error of a mean is $\sqrt n$ times smaller than the deviation. The best of up to six
+# This describes the tables and tests nothing. The paper does not say over how many runs, or over what, its deviations
+# are; over $n$ runs the standard error of a mean is $\sqrt n$ times smaller than the deviation. The best of up to six
 # baselines is chosen by the very score that it is compared by. And the last column has how little rounding leaves of some
 # of KID's leads.
 #
@@ -724,34 +735,47 @@ pd.DataFrame(lines).T
 
 
 # %%
-def sign(value):
-    return "better" if value < 0 else "worse"
+def in_print(ours, baseline):
+    (mean, std), (other, other_std) = ours, baseline
+    level = abs(mean - other) < np.hypot(std, other_std)
+    return "level" if level else "better" if mean < other else "worse"
+
+
+def here(ratio):
+    if len(ratio.seeds) < claims.SEEDS:
+        return f"ratio {ratio.mean:.2f} (n = {len(ratio.seeds)})"
+    verdict = claims.RULING[claims.verdict(ratio, "lower")]
+    return f"{verdict} (n = {len(ratio.seeds)})"
 
 
 paper = {}
 for row in records.paper_table(1) + records.paper_table(5):
     if row["metric"] == "fid" and not row["overrides"]:
         setting = (row["dataset"], row["imbalance_ratio"])
-        paper.setdefault(setting, {})[row["method"]] = row["mean"]
+        paper.setdefault(setting, {})[row["method"]] = row["mean"], row["std"]
 directions = {}
 for method, name in TITLES.items():
     if method == "ddpm":
         continue
     line = {
-        f"{DATA[d]}, IR {ratio:g}": sign(v[method] - v["ddpm"]) if method in v else ""
+        f"{DATA[d]}, IR {ratio:g}": in_print(v[method], v["ddpm"])
+        if method in v
+        else ""
         for (d, ratio), v in paper.items()
     }
     for scale in (1.0, 1.5):
         ratio = paired(*(finished(m, scale) for m in (method, "ddpm")), ratio=True)
-        if n := len(ratio.seeds):
-            line[f"digits, s = {scale:g}"] = f"{sign(ratio.mean - 1)} (n = {n})"
+        if ratio.seeds:
+            line[f"digits, s = {scale:g}"] = here(ratio)
     directions[name] = line
-print("overall FID, compared with DDPM at the same scale")
+print("overall FID, compared with DDPM at the same scale; in print, level: within one")
+print("standard deviation of the difference; here as in chapter 11")
 pd.DataFrame(directions).T.fillna("not run")
 
 # %% [markdown]
-# Some directions carry over and some do not, and the guidance scale decides for several of them. With one small data
-# set and a few seeds we would not read more into it. The paper's grids are ready to run
+# Some directions carry over and some do not ({doc}`11_ablations` has the words for ours), and the guidance scale decides
+# for several of them. With one small data set and a few seeds we would not read more into it. The paper's grids are ready
+# to run
 # ({doc}`../book/sweeps`); once their records are in `results/`, the tables above show
 # them, as does `python -m callkit table --paper 1`.
 #
@@ -783,7 +807,7 @@ pd.DataFrame(directions).T.fillna("not run")
 
 # %%
 gaussian = np.random.default_rng(0).multivariate_normal(y.mean(0), np.cov(y.T), 1000)
-fake = metrics.compare(torch.from_numpy(gaussian).float(), described.features)
+fake = metrics.compare(torch.from_numpy(gaussian[: len(x)]).float(), described.features)
 pd.DataFrame({"Gaussian": fake, "DDPM": {k: ours[k] for k in fake}}).T.map(
     "{:.2f}".format
 )

@@ -403,7 +403,8 @@ report.round(1)
 # rules follow for a report of your own:
 #
 # * Give the yardstick beside the score. You cannot draw new photos, but you have the held-out ones: their score
-#   against the training photos is the yardstick, if each class has some fifty of them.
+#   against the training photos, beside that of as many generated pictures against the same training photos, if each class
+#   has some fifty of them. It flatters a model that copies; the next section is about that.
 # * Compare two models by FID only with the same number of images, from the same extractor; for classes with few photos
 #   use KID. And a class with less than a few dozen photos has *no* trustworthy score of its own: report its split.
 #
@@ -490,7 +491,7 @@ pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 # |---|---|---|
 # | `image_size` | 64 | the subject is not to be recognised at 64 pixels. The cost grows with the pixels: 128 is four times as long. A multiple of 8 for the default network |
 # | `flip` | off | left and right do not matter: `flip=True` |
-# | `--imbalance-ratio` | 50 | for your own photos `natural`, which keeps all of them. A number throws photos away to follow the exponential rule, for experiments |
+# | `--imbalance-ratio` | `natural` for your own photos (in Python 50) | a number throws photos away to follow the exponential rule, for experiments |
 # | `held_out` | 0 | always: 0.1, or enough for 50 images of each class that you want to judge. Only with `natural` |
 # | `--profile` | `cpu` | `gpu`, and fewer `steps` for a few hundred photos; the network of both is the paper's, 36 million parameters, so a CPU wants a smaller one (`--set channels=24 channel_mult=1,2 attention_levels=1, num_res_blocks=1`) |
 # | `--extractor` | `lite0` | the paper's `inception`, a download, for numbers that others can place |
