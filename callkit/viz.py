@@ -6,7 +6,7 @@ Mid-grey ink on a transparent canvas reads on light and dark pages alike; colour
 import base64
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -334,23 +334,29 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
     return figure
 
 
+def method_lines(methods: Iterable[str]) -> dict[str, dict]:
+    """How `plot` is to draw each: a colour for each base loss; with CALL on top of it dashed and hollow."""
+    bases = dict.fromkeys(name.removesuffix("-call") for name in methods)
+    color = dict(zip(bases, itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE)), strict=False))
+    styles = {}
+    for name in methods:
+        style = {"color": color[name.removesuffix("-call")], "marker": "o", "markersize": 4}
+        styles[name] = style | ({"linestyle": "--", "markerfacecolor": "none"} if name.endswith("-call") else {})
+    return styles
+
+
 def score_curves(by_method: dict[str, dict[float, dict[str, list[float]]]], xlabel: str) -> Figure:
     """FID against a number, as the guidance scale or the training steps, a dot per seed and a line through the means:
     by_method[method][number][split]."""
     splits = list(next(iter(next(iter(by_method.values())).values())))
     figure, panels = _figure(1, len(splits), figsize=(7.2, 3.6))
-    bases = dict.fromkeys(name.removesuffix("-call") for name in by_method)  # with CALL on top: dashed and hollow
-    color = dict(zip(bases, itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE)), strict=False))
+    styles = method_lines(by_method)
     for axes, split in zip(panels, splits, strict=True):
         for name, by_number in by_method.items():
-            base = name.removesuffix("-call")
-            style = dict(color=color[base], linestyle="-" if name == base else "--")
             mean = [np.mean(scores[split]) for scores in by_number.values()]
-            axes.plot([*by_number], mean, label=TITLES.get(name, name), **style)
-            fill = color[base] if name == base else "none"
+            axes.plot([*by_number], mean, label=TITLES.get(name, name), **styles[name] | {"marker": ""})
             for number, scores in by_number.items():
-                of = scores[split]
-                axes.plot([number] * len(of), of, "o", color=color[base], markerfacecolor=fill, markersize=4)
+                axes.plot([number] * len(scores[split]), scores[split], **styles[name] | {"linestyle": ""})
         axes.set(title=split.capitalize(), xlabel=xlabel)
         axes.xaxis.set_major_formatter("{x:,g}")
         scores = [v for by_number in by_method.values() for by_split in by_number.values() for v in by_split[split]]

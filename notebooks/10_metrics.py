@@ -531,18 +531,18 @@ scales = {
 }
 guided = {m: n for m, n in TITLES.items() if len(scales[n]) > 1}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recall and precision on Few, a point per method and guidance scale (mean over the seeds that all its scales have), joined from scale 1 (white) to the largest that was run. Records in results/.", "name": "fig-metrics-guidance"}, "image": {"alt": "Lines in the plane of recall and precision. Without guidance CBDM and OC lie low. With a larger scale all lines end further left and further up, that of RS barely: more precision, less recall.", "classes": "dark-light"}}
-COLORS = viz.INK, viz.SKY, viz.GREEN, viz.ORANGE, viz.BLUE, viz.PURPLE, viz.VERMILION
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recall and precision on Few, a point per method and guidance scale (mean over the seeds that all its scales have), joined from scale 1 (a square) to the largest that was run. Records in results/.", "name": "fig-metrics-guidance"}, "image": {"alt": "Lines in the plane of recall and precision. Without guidance CBDM and OC lie low. With a larger scale all lines end further left and further up, that of RS barely: more precision, less recall.", "classes": "dark-light"}}
+styles = viz.method_lines(guided)
 figure, axes = plt.subplots(figsize=(6.4, 3.6))
 plt.close(figure)
-for (method, name), color in zip(guided.items(), COLORS, strict=False):
-    at = [finished(method, s) for s in scales[name]]
+for method, name in guided.items():
+    at = [every(method, s) for s in scales[name]]
     shared = records.shared_seeds(at, at_least=1)
     points = np.array(
         [
             [
                 records.mean_std(
-                    [r for r in finished(method, s) if r["run"]["seed"] in shared],
+                    [r for r in every(method, s) if r["run"]["seed"] in shared],
                     "metrics",
                     "few",
                     m,
@@ -552,8 +552,8 @@ for (method, name), color in zip(guided.items(), COLORS, strict=False):
             for s in scales[name]
         ]
     )
-    axes.plot(*points.T, "o-", color=color, label=name)
-    axes.plot(*points[0], "o", color=color, markerfacecolor="white", zorder=3)
+    axes.plot(*points.T, label=name, **styles[method])
+    axes.plot(*points[0], "s", color=styles[method]["color"], markersize=6)
 axes.set(xlabel="recall", ylabel="precision")
 axes.legend(fontsize=8, ncols=2)
 figure
@@ -726,7 +726,7 @@ frame.assign(**{"KID, before rounding": kid_lead})
 lines = {}
 for method, name in TITLES.items():
     for scale in scales[name]:
-        runs = finished(method, scale)
+        runs = every(method, scale)
         lines[name, f"s = {scale:g}"] = {"n": len(runs)} | {
             word: records.score_words(runs, "overall", metric)
             for metric, word in SCORES.items()
@@ -764,7 +764,7 @@ for method, name in TITLES.items():
         for (d, ratio), v in paper.items()
     }
     for scale in (1.0, 1.5):
-        ratio = paired(*(finished(m, scale) for m in (method, "ddpm")), ratio=True)
+        ratio = paired(*(every(m, scale) for m in (method, "ddpm")), ratio=True)
         if ratio.seeds:
             line[f"digits, s = {scale:g}"] = here(ratio)
     directions[name] = line
