@@ -268,10 +268,11 @@ for level in grid.tolist():
     by_t.append(objectives.mse(model(q_sample(digits, t, eps), t, labels), eps).mean())
 in_noise = torch.stack(by_t)
 in_pixels = in_noise * ((1 - alpha_bar) / alpha_bar).float()[grid]
-means = torch.stack([digits[labels == c].mean(0) for c in range(C)])
+trained_on, of = data.to_float(real.train.images), real.train.labels
+means = torch.stack([trained_on[of == c].mean(0) for c in range(C)])
 blind = objectives.mse(means[labels], digits).mean()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the weight of each timestep in the bound (mean 1) and in the loss that is used. Right: mean squared error of the released DDPM on 20 images of each class, as noise and as image; dotted, that of the mean image of the class. Log axes.", "name": "fig-unet-loss"}, "image": {"alt": "Left: the bound's weight falls from about 50 at t = 0 to a half and rises slowly to 1, where the used weight lies throughout. Right: the error in noise falls from nearly 1 at t = 0 by orders of magnitude; the error in the image rises from almost nothing and crosses the dotted line of the class means about t = 550.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the weight of each timestep in the bound (mean 1) and in the loss that is used. Right: mean squared error of the released DDPM on 20 images of each class, as noise and as image; dotted, that of the mean training image of the class. Log axes.", "name": "fig-unet-loss"}, "image": {"alt": "Left: the bound's weight falls from about 50 at t = 0 to a half and rises slowly to 1, where the used weight lies throughout. Right: the error in noise falls from nearly 1 at t = 0 by orders of magnitude; the error in the image rises from almost nothing and crosses the dotted line of the class means about t = 550.", "classes": "dark-light"}}
 figure, (left, right) = plt.subplots(1, 2)
 plt.close(figure)
 left.plot(w / w.mean(), color=viz.VERMILION, label="bound")
