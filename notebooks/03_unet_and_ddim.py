@@ -256,8 +256,8 @@ print("and with w = 1: 10%")
 #
 # so the same errors count otherwise in the two: an unweighted loss on the image would count an error of the noise 25,000
 # times at $t = 999$ and a ten-thousandth at $t = 0$, one on the noise counts all timesteps alike. The errors of the
-# released DDPM, measured in both units, and what the best guess without looking at $\mathbf{x}_t$ costs, the mean image
-# of the class:
+# released DDPM, measured in both units, and what the best guess without looking at $\mathbf{x}_t$ costs, the mean
+# training image of the class:
 
 # %%
 grid = torch.arange(0, 1000, 40)
@@ -272,7 +272,7 @@ trained_on, of = data.to_float(real.train.images), real.train.labels
 means = torch.stack([trained_on[of == c].mean(0) for c in range(C)])
 blind = objectives.mse(means[labels], digits).mean()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the weight of each timestep in the bound (mean 1) and in the loss that is used. Right: mean squared error of the released DDPM on 20 images of each class, as noise and as image; dotted, that of the mean training image of the class. Log axes.", "name": "fig-unet-loss"}, "image": {"alt": "Left: the bound's weight falls from about 50 at t = 0 to a half and rises slowly to 1, where the used weight lies throughout. Right: the error in noise falls from nearly 1 at t = 0 by orders of magnitude; the error in the image rises from almost nothing and crosses the dotted line of the class means about t = 550.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the weight of each timestep in the bound (mean 1) and in the loss that is used. Right: mean squared error of the released DDPM on 20 images of each class, as noise and as image; dotted, that of the mean training image of the class. Log axes.", "name": "fig-unet-loss"}, "image": {"alt": "Left: the bound's weight falls from about 50 at t = 0 to a half and rises slowly to 1, where the used weight lies throughout. Right: the error in noise falls from nearly 1 at t = 0 by orders of magnitude; the error in the image rises from almost nothing and crosses the dotted line of the class means between t = 500 and 600.", "classes": "dark-light"}}
 figure, (left, right) = plt.subplots(1, 2)
 plt.close(figure)
 left.plot(w / w.mean(), color=viz.VERMILION, label="bound")
