@@ -55,6 +55,17 @@ def test_distance_is_the_mean_over_pixels():
     torch.testing.assert_close(out.distance, torch.tensor([0.0, 0.3, 2.0]))
 
 
+def test_presets():
+    """Eq. (4) to (6) as printed; the weights of the authors' later code; ours, the default."""
+    assert PRESETS == {
+        "paper": dict(consistency=1.0, diversity=1.0, bound=None),
+        "released": dict(consistency=1.0, diversity=0.2, bound=None),
+        "bounded": dict(consistency=1.0, diversity=1.0, bound=0.1),
+    }
+    default = AllocationLoss(COUNTS)
+    assert {k: getattr(default, k) for k in PRESETS["bounded"]} == PRESETS["bounded"]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_loss_per_sample_is_the_formula(preset):
     p, lam = PRESETS[preset], 0.7

@@ -27,6 +27,17 @@ def test_starts_equal_to_the_plain_network(inputs):
     assert torch.equal(reserve(make_unet()).eval()(*inputs), plain(*inputs))
 
 
+def test_a_starts_uniform_by_its_width_and_b_at_zero():
+    """As the weights of torch.nn.Linear(k, r): between -1/sqrt(k) and 1/sqrt(k)."""
+    torch.manual_seed(0)
+    (expert,) = expert_weights(reserve(nn.Linear(400, 300), rank=0.5, where=lambda name, m: True)).values()
+    A, half = expert.A.detach(), 400**-0.5
+    assert expert.B.abs().max() == 0
+    assert A.min().item() == pytest.approx(-half, rel=1e-3) and A.max().item() == pytest.approx(half, rel=1e-3)
+    assert A.mean().abs() < 0.01 * half
+    assert A.std().item() == pytest.approx(half / 3**0.5, rel=0.01)
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 2.0])
 def test_a_convolution_computes_equation_3(scale):
     torch.manual_seed(0)

@@ -61,6 +61,7 @@ def test_of_many_differences_some_sign_flips_are_drawn():
 def test_sign_flips_have_a_smallest_p():
     assert (
         sign_flip_p([-3]) == 1
+        and sign_flip_p([1, 2]) == 0.5
         and sign_flip_p([1, 2, 3]) == 0.25
         and sign_flip_p([1] * 6) == 2**-5
         and sign_flip_p([0, 0]) == 1
