@@ -91,6 +91,14 @@ def test_only_seeds_that_both_have_are_paired():
     assert paired([record(0, 1.0)], [], "few").words() == "" == paired([], [], "few", ratio=True).words()
 
 
+def test_two_seeds_have_an_interval_and_a_p_unless_they_are_alike():
+    found = paired([record(0, 3.0), record(1, 5.0)], [record(0, 2.0), record(1, 2.0)], "few")
+    assert found.words() == f"2 [{2 - stats.t.ppf(0.975, 1):.3g}, {2 + stats.t.ppf(0.975, 1):.3g}]"
+    assert found.p == pytest.approx(stats.ttest_1samp([1, 3], 0).pvalue)
+    alike = paired([record(0, 3.0), record(1, 3.0)], [record(0, 2.0), record(1, 2.0)], "few")
+    assert alike.words() == "1 [1, 1]" and np.isnan(alike.p)
+
+
 def test_what_does_not_pair_is_an_error():
     with pytest.raises(ValueError, match="two records of one seed"):
         paired([record(0, 1.0), record(0, 2.0)], [record(0, 1.0)], "few")
