@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+NEW_ENOUGH := import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11, this is " + sys.version.split()[0])
 WORKERS := --numprocesses logical --maxprocesses 8
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:  # targets share _build
 .PHONY: help book archive check-book links test table sweep train-slice notebooks lint lab clean
 
 help: ## list the targets
-	@echo "make TARGET  (PYTHON=python3.12 for another interpreter)"
+	@echo "make TARGET  (PYTHON=python3.12: another interpreter for a new .venv; VENV=DIR: an environment of yours)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 book: $(STAMP) ## execute the notebooks and build _build/html/index.html  (OFFLINE=1: for pages that need no network)
@@ -57,7 +59,8 @@ clean: ## delete what was built; keeps .venv, data and runs
 	@echo "clean: deleted _build and the tools' caches"
 
 $(STAMP): pyproject.toml
-	@test -x $(VENV)/bin/pip || { echo "venv: creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(RUN) || { $(PYTHON) -c '$(NEW_ENOUGH)' && echo "venv: creating $(VENV)" && $(PYTHON) -m venv $(VENV); }
+	@$(RUN) -c 'import pip; $(NEW_ENOUGH)' || { echo "venv: delete $(VENV), then: make PYTHON=python3.12, say"; exit 1; }
 	@echo "venv: installing callkit and its tools (the first time: some minutes and 7 GB)"
 	@$(RUN) -m pip install --quiet --editable ".[dev]"
 	@touch $@

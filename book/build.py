@@ -22,11 +22,14 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import metadata
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from pair import github_repository, pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +55,9 @@ def documents(node) -> list[str]:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return sorted(
+        p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.name != ".DS_Store"
+    )
 
 
 def digest(paths: list[Path], salt: str = "") -> str:
@@ -67,16 +72,18 @@ def execute(names: list[str]) -> None:
     """Bring _build/executed up to date with the notebooks `names`."""
     EXECUTED.mkdir(parents=True, exist_ok=True)
     keys, shared = {}, [path for folder in ("callkit", "results", "benchmarks") for path in files(Path(folder))]
+    shared = [path for path in shared if path.suffix != ".md"]
     for name in names:
         source = Path("notebooks", f"{name}.py")
         if not source.exists():
             sys.exit(f"book: book/_toc.yml lists notebooks/{name}, and {source} does not exist")
-        salt = json.dumps([PARAMETERS.get(name, {}), versions()], sort_keys=True)
+        salt = json.dumps([PARAMETERS.get(name, {}), versions(required())], sort_keys=True)
         keys[name] = digest([source, *shared], salt)
     stale = {
         name
         for name in names
         if not (EXECUTED / f"{name}.ipynb").exists()
+        or not (EXECUTED / f"{name}.machine").exists()
         or not (key := EXECUTED / f"{name}.key").exists()
         or key.read_text(encoding="utf-8") != keys[name]
     }
@@ -112,6 +119,7 @@ def execute(names: list[str]) -> None:
                 partial = EXECUTED / f"{name}.partial.ipynb"
                 sys.exit(f"{error}\nbook: notebooks/{name} failed; what it showed until then is in {partial}")
             (EXECUTED / f"{name}.key").write_text(keys[name], encoding="utf-8")
+            (EXECUTED / f"{name}.machine").write_text(f"{processor()}; {versions()}", encoding="utf-8")
             print(f"book: [{number}/{len(running)}] notebooks/{name}  {seconds:.0f} s", flush=True)
 
 
@@ -165,10 +173,16 @@ def save_figures(notebook: Path, folder: Path) -> None:
                 (folder / tag.removeprefix("save:")).write_bytes(base64.b64decode(image))
 
 
-def versions() -> str:
+def versions(packages: Iterable[str] = ("torch", "numpy", "matplotlib")) -> str:
     """What executes the notebooks."""
-    packages = (f"{p} {metadata.version(p)}" for p in ("torch", "numpy", "matplotlib"))
-    return ", ".join([f"Python {platform.python_version()}", *packages])
+    return ", ".join([f"Python {platform.python_version()}", *(f"{p} {metadata.version(p)}" for p in packages)])
+
+
+def required() -> list[str]:
+    """The installed packages that a notebook may use: those that callkit and its extras but `dev` and `sweeps` name."""
+    lines = (line for line in metadata.requires("callkit") if not re.search("extra == .(dev|sweeps)", line))
+    installed = {canonicalize_name(d.name) for d in metadata.distributions()}
+    return sorted({canonicalize_name(Requirement(line).name) for line in lines} & installed - {"callkit"})
 
 
 def processor() -> str:
@@ -194,8 +208,7 @@ def statistics(names: list[str]) -> str:
             *lines,
             f"| all | {total:.0f} | | |",
             "",
-            f"{processor()}; {versions()}.",
-            "",
+            *sorted({(EXECUTED / f"{name}.machine").read_text(encoding="utf-8") + ".\n" for name in names}),
         ]
     )
 

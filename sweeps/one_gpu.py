@@ -6,6 +6,7 @@ processes of the same job.
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,9 +17,9 @@ from pathlib import Path
 def visible() -> list[str]:
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in takewhile(lambda name: not name.startswith("-"), named.split(",")) if name]
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
+    # in a process of its own: one that waits should not hold a loaded PyTorch
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return [str(i) for i in range(int(subprocess.run(count, check=True, capture_output=True, text=True).stdout))]
 
 
 def take(names: list[str]) -> str:

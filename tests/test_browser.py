@@ -16,9 +16,10 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
-
 BOOK = Path(os.environ["BOOK"]).resolve() if "BOOK" in os.environ else None
+# For a whole book Playwright looks for one of its own, and says so where there is none: nothing looked at is a failure.
+pytestmark = pytest.mark.skipif(not (CHROMIUM or BOOK), reason="no Chromium on the PATH")
+
 PAGES = sorted(str(page.relative_to(BOOK)) for page in BOOK.rglob("*.html")) if BOOK else ["notebooks/sample.html"]
 PAGES = [page for page in PAGES if not page.startswith("_static/") and page != "index.html"]  # which only forwards
 REPOSITORY = "https://github.com/owner/name"
@@ -97,10 +98,13 @@ def test_accessible(name, context, book):
     assert not found, "\n".join(sorted(found))
 
 
+def test_there_is_a_slider(book):
+    assert any("frame-slider" in (book / name).read_text(encoding="utf-8") for name in PAGES)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_each_key_on_a_slider_shows_another_image(name, browser, book):
     page = show(browser, book / name)
-    assert BOOK or page.locator(".frame-slider").count() == 1, "the sample page is there to show one"
     for slider in page.locator(".frame-slider").all():
         handle, shown = slider.locator("input"), slider.locator("img:visible")
         handle.press("Home")

@@ -29,9 +29,18 @@ def test_the_statistics_are_the_notebooks_own(tmp_path, monkeypatch):
         cells = [{"metadata": {"papermill": {"duration": d}}} for d in durations] + [{"metadata": {}}]
         run = {"duration": sum(d or 0 for d in durations) + 1, "end_time": "2026-01-02T03:04:05"}
         (tmp_path / f"{name}.ipynb").write_text(json.dumps({"metadata": {"papermill": run}, "cells": cells}))
+        (tmp_path / f"{name}.machine").write_text(f"the machine of {name}")
     lines = build.statistics(["a", "b"]).splitlines()
     assert lines[2:5] == [
         "| {doc}`../notebooks/a` | 22 | 20 | 2026-01-02 |",
         "| {doc}`../notebooks/b` | 4 | 3 | 2026-01-02 |",
         "| all | 26 | | |",
     ]
+    assert [line for line in lines[5:] if line] == ["the machine of a.", "the machine of b."]
+
+
+def test_the_key_of_a_notebook_has_what_it_may_import():
+    required = build.required()
+    assert {"torch", "scipy", "pandas", "ipywidgets", "diffusers", "efficientnet-lite-pytorch"} <= set(required)
+    assert not {"callkit", "pytest", "ruff", "snakemake"} & set(required)
+    assert "diffusers 0" in build.versions(required)
