@@ -230,6 +230,10 @@ def stage(names: list[str]) -> None:
         config["repository"] = {"url": repository, "branch": "main"}
         config["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
         config["html"] |= dict(use_repository_button=True, use_edit_page_button=True, use_issues_button=True)
+        edit = repository + "/edit/main/{{ file_name | replace('.ipynb', '.py') }}"  # the .ipynb are generated
+        config["sphinx"]["config"]["html_context"] |= dict(
+            edit_page_url_template=edit, edit_page_provider_name="GitHub"
+        )
     else:
         print("book: no buttons for Colab and GitHub: pyproject.toml has no Repository in [project.urls]")
     if OFFLINE:

@@ -98,6 +98,12 @@ def test_accessible(name, context, book):
     assert not found, "\n".join(sorted(found))
 
 
+@pytest.mark.skipif(BOOK is not None, reason="the book may have no repository yet")
+def test_an_edit_begins_at_the_source_of_a_notebook(book):
+    page = (book / "notebooks/sample.html").read_text(encoding="utf-8")
+    assert f"{REPOSITORY}/edit/main/notebooks/sample.py" in page and "edit/main/notebooks/sample.ipynb" not in page
+
+
 def test_there_is_a_slider(book):
     assert any("frame-slider" in (book / name).read_text(encoding="utf-8") for name in PAGES)
 

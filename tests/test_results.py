@@ -283,14 +283,14 @@ def test_the_readme_shows_what_the_records_say():
     )
     pair = early.select("call"), later.select("ddpm")
     behind = paired(*pair, "few", ratio=True, other_steps=True).words()
-    assert f"FID on Few is {behind} of that of DDPM given nine tenths of the time" in text
+    assert f"DDPM, given nine tenths of the time, {behind}; OC," in text
     assert round(7500 / 5000 / records.benchmark("speed")["ratios"]["step, CALL"], 1) == 0.9
     for scale, said in ((1, "without guidance"), (1.5, "with a little")):
         pair = early.select("oc-call", guidance_scale=scale), fashion.select("oc", guidance_scale=scale)
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
     drawn = by_name["digits-ir50-cpu-redraw=True"]
     again = paired(drawn.select("call"), drawn.select("ddpm"), "few", ratio=True)
-    assert f"again with other images for each seed ({again.words()} on Few, five pairs" in text
+    assert f"again with other images for each seed ({again.words()}, five pairs" in text
     assert again.seeds == [0, 1, 2, 3, 4]
     rs, plain = fashion.select("rs"), fashion.select("ddpm")
     assert f"it brings it to {paired(rs, plain, 'few', ratio=True).words()} of DDPM's against a test set" in text
@@ -308,7 +308,8 @@ def test_the_readme_shows_what_the_records_say():
     seeds = {r["run"]["seed"] for r in runs}
     shorter = [r for r in digits.select("ddpm") if r["run"]["seed"] in seeds]
     few, end = (records.mean_std(of, "metrics", "few", "fid")[0] for of in (shorter, runs))
-    assert f"scores {machine:.1f} on Few, where DDPM has {few:.1f}. On the way down to {end:.1f}" in text
+    assert f"scores {machine:.1f} on Few, where DDPM has {few:.1f} in the three seeds" in text and len(seeds) == 3
+    assert f"On their way down to {end:.1f}, copies" in text
     share = [records.mean_std(of, "copies", "few", "nearest_is_train")[0] for of in (shorter, runs)]
     assert [round(10 * s) for s in share] == [4, 7]
     diverged = [r for r in DIVERGED if r["config"]["bound"] is None and r["config"]["diversity"] == 1]
