@@ -310,8 +310,8 @@ pd.Series(means).unstack(0).map("{:.3g}".format)
 
 # %% [markdown]
 # **Re-sampling brings FID on Few to about half of DDPM's, or less**: half-way for 2 to 7 percent on Many, all the way for
-# 13 to 17. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little
-# more than DDPM has, all the way about twice as many as chance would have (0.025). With full re-sampling the rarest
+# 13 to 15. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little
+# more than DDPM has, all the way nearly twice as many as chance would have (0.025). With full re-sampling the rarest
 # images were seen a thousand times each; on digits it was thirteen thousand times, and in the paper's training on
 # CIFAR-10, where RS is worse than DDPM, it would be thirty-eight thousand. Whoever trains on imbalanced data for as short
 # a time as we do should try this first.
