@@ -177,7 +177,7 @@ sliders.explore(
 # ```{admonition} Pitfall
 # :class: warning
 # These are 8 × 8 digits and networks of 0.4 million parameters. They show the mechanism, honestly measured; they do not
-# show what a network of 36 million parameters, as the paper's, does on CIFAR.
+# show what a network of 36 million parameters, such as the paper's, does on CIFAR.
 # ```
 #
 # ## Exercises

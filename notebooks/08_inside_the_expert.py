@@ -249,10 +249,11 @@ for name, overrides in variants.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# With `centred` $\theta^g$ parts all the same, by something else than a constant. ($D$ in these rows is that of the centred
-# difference. It ends where the default's does because the rest point is a matter of counts and $b$.) But $\theta^g$ does not always fail on minorities now: it is at 481, 21 and 120, and in seed 1 the
-# network *without* its expert is ahead of the one with it, and of DDPM. With b = 0.01 the same seed does it again, by
-# less. So parting in $D$ need not make $\theta^g$ bad.
+# With `centred` $\theta^g$ parts all the same, by something else than a constant. ($D$ in these rows is that of the
+# centred difference. It ends where the default's does because the rest point is a matter of counts and $b$.) But
+# $\theta^g$ does not always fail on minorities now: it is at 481, 21 and 120, and in seed 1 the network *without* its
+# expert is ahead of the one with it, and of DDPM. With b = 0.01 the same seed does it again, by less. So parting in $D$
+# need not make $\theta^g$ bad.
 #
 # ## What follows
 #
