@@ -337,8 +337,8 @@ frame.rename_axis(["", "steps", "guidance"])[["seeds", "Many", "Few", "Overall"]
 
 # %% [markdown]
 # OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). So is CBDM, the other
-# rival that needs it, by less; at 1.5 the two cannot be told apart on Few, and on Many, where guidance costs DDPM more,
-# CBDM is ahead. *On top of OC* CALL is ahead on Few, in every seed, at both stops and at scales 1 and 1.5, where on top
+# rival that needs it, by less; at 1.5 it is behind overall, and in every seed on Few, and ahead on Many, where guidance
+# costs DDPM more. *On top of OC* CALL is ahead on Few, in every seed, at both stops and at scales 1 and 1.5, where on top
 # of DDPM it is level. But look where the lead is: where OC is bad. At 2.5, the best scale that OC had, and its authors'
 # own, none is to be seen on Fashion-MNIST, nor on digits ({numref}`fig-gain`). How the ratio changes with training, and
 # with the scale, seed by seed (on digits the guided runs of seeds 1 and 2 are second trainings, so here they meet the
