@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-NEW_ENOUGH := import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11, this is " + sys.version.split()[0])
+NEW_ENOUGH := import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer, this is " + sys.version.split()[0])
 WORKERS := --numprocesses logical --maxprocesses 8
 
 .DEFAULT_GOAL := help

@@ -6,7 +6,7 @@ Mid-grey ink on a transparent canvas reads on light and dark pages alike; colour
 import base64
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -334,7 +334,7 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
     return figure
 
 
-def method_lines(methods: Iterable[str]) -> dict[str, dict]:
+def method_lines(methods: Collection[str]) -> dict[str, dict]:
     """How `plot` is to draw each: a colour for each base loss; with CALL on top of it dashed and hollow."""
     bases = dict.fromkeys(name.removesuffix("-call") for name in methods)
     color = dict(zip(bases, itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE)), strict=False))

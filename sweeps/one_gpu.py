@@ -19,7 +19,7 @@ def visible() -> list[str]:
         return [name for name in takewhile(lambda name: not name.startswith("-"), named.split(",")) if name]
     # in a process of its own: one that waits should not hold a loaded PyTorch
     count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    return [str(i) for i in range(int(subprocess.run(count, check=True, capture_output=True, text=True).stdout))]
+    return [str(i) for i in range(int(subprocess.run(count, check=True, stdout=subprocess.PIPE, text=True).stdout))]
 
 
 def take(names: list[str]) -> str:
