@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from callkit import data
 from callkit.capacity import expert_weights
 from callkit.diffusion import NoiseSchedule, noised
 from callkit.objectives import mse
+from callkit.statistics import mean_interval
 
 HOW = ("global", "layer", "filter")
 
@@ -104,6 +104,6 @@ def sensitivity(before: Tensor, after: Tensor, labels: Tensor, num_classes: int)
     rows = []
     for c in range(num_classes):
         b, d = before[labels == c].double(), (after - before)[labels == c].double()
-        ci = stats.t.ppf(0.975, len(d) - 1) * d.std() / len(d) ** 0.5
-        rows.append([b.mean(), d.mean(), ci, d.mean() / b.mean(), ci / b.mean()])
+        change, _, high = mean_interval(d.tolist())
+        rows.append([b.mean(), change, high - change, change / b.mean(), (high - change) / b.mean()])
     return Sensitivity(*np.array(rows, dtype=float).T)

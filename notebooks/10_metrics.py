@@ -542,14 +542,11 @@ for method, name in guided.items():
         [
             [
                 records.mean_std(
-                    [r for r in every(method, s) if r["run"]["seed"] in shared],
-                    "metrics",
-                    "few",
-                    m,
+                    [r for r in some if r["run"]["seed"] in shared], "metrics", "few", m
                 )[0]
                 for m in ("recall", "precision")
             ]
-            for s in scales[name]
+            for some in at
         ]
     )
     axes.plot(*points.T, label=name, **styles[method])
