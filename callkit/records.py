@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from filelock import FileLock, Timeout
 from callkit.config import default_extractor, usual_images
 
 SCHEMA_VERSION = 1
+Key = TypeVar("Key", bound=Hashable)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -347,6 +349,15 @@ def mean_std(records: list[dict], *keys: str) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+PARTED = 0.01  # a distance D far above what two predictions of one network differ by, and below where they rest
+
+
+def parted_at(curve: dict) -> int | None:
+    """The first step of a record's training.curve at which D on Few passes PARTED; None if it never does."""
+    passed = (s for s, d in zip(curve["step"], curve["distance_few"], strict=True) if d is not None and d > PARTED)
+    return next(passed, None)
+
+
 def score_words(records: list[dict], split: str, metric: str) -> str:
     """Mean ± standard deviation over records for a table; of one record the score alone."""
     mean, std = mean_std(records, "metrics", split, metric)
@@ -388,12 +399,13 @@ def table(records: list[dict], metric: str = "fid") -> str:
     return markdown(lines)
 
 
-def shared_seeds(groups: Iterable[list[dict]], at_least: int = 3) -> set[int]:
-    """The seeds that all groups of so many records have: over these their means may be compared, for a seed may be a
-    hard one for every method. All seeds, if no group has so many."""
-    seeds = [{r["run"]["seed"] for r in group} for group in groups]
-    many = [s for s in seeds if len(s) >= at_least]
-    return set.intersection(*many) if many else set().union(*seeds)
+def same_seeds(groups: dict[Key, list[dict]], at_least: int = 3) -> dict[Key, list[dict]]:
+    """Each group without the seeds that another group of `at_least` seeds or more lacks: over what is left their means
+    may be compared, for a seed may be a hard one for every method. As they are, if no group has so many."""
+    seeds = {key: {r["run"]["seed"] for r in group} for key, group in groups.items()}
+    many = [s for s in seeds.values() if len(s) >= at_least]
+    kept = set.intersection(*many) if many else set().union(*seeds.values())
+    return {key: [r for r in group if r["run"]["seed"] in kept] for key, group in groups.items()}
 
 
 PAPER_TABLES = (1, 2, 3, 4, 5)

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from callkit.config import TITLES
+from callkit.records import parted_at
 from callkit.statistics import Paired
 
 INK = "0.5"
@@ -198,16 +199,14 @@ def rest_points(steps, distance, rest, names: Sequence[str], splits: dict[str, l
 
 def base_loss_ratios(pairs: dict[str, list[tuple[dict, dict]]]) -> Figure:
     """Base loss with CALL over that without during training, a panel for each of `pairs`, a line for each pair (with,
-    without) of a record's training.curve. Dashed: where D on Few first passes 0.01 in the first pair."""
+    without) of a record's training.curve. Dashed: where the predictions part in the first pair."""
     figure, panels = _figure(1, len(pairs), figsize=(7.2, 2.6), sharey=True)
     for axes, (title, curves) in zip(panels, pairs.items(), strict=True):
         for ours, theirs in curves:
             ratio = np.array(ours["base_loss"]) / theirs["base_loss"]
             axes.plot(ours["step"], ratio, color=BLUE, linewidth=1)
-        first = curves[0][0]
-        parted = np.array(first["distance_few"], dtype=float) > 0.01
-        if parted.any():
-            axes.axvline(first["step"][parted.argmax()], color=INK, linestyle="--", linewidth=1)
+        if parted := parted_at(curves[0][0]):
+            axes.axvline(parted, color=INK, linestyle="--", linewidth=1)
         axes.set(title=title, xlabel="training step")
     panels[0].set_ylabel("base loss, CALL / without")
     return figure

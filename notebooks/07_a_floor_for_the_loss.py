@@ -285,7 +285,7 @@ variants = {
 }
 
 
-def load(method, overrides, weights="theta"):
+def load(method, overrides, weights):
     return records.load_records(
         overrides=overrides,
         weights=weights,
@@ -294,15 +294,11 @@ def load(method, overrides, weights="theta"):
     )
 
 
-seeds = records.shared_seeds(load(*variant) for variant in variants.values())
-
-
-def load_shared(*variant):
-    return [r for r in load(*variant) if r["run"]["seed"] in seeds]
-
-
 splits = ("many", "medium", "few")
-theta = {name: load_shared(*variant) for name, variant in variants.items()}
+theta, theta_g = (
+    records.same_seeds({name: load(*v, weights) for name, v in variants.items()})
+    for weights in ("theta", "theta_g")
+)
 dots = {
     name: {s: [r["metrics"][s]["fid"] for r in found] for s in splits}
     for name, found in theta.items()
@@ -312,18 +308,15 @@ viz.variant_dots(dots)
 
 # %%
 table = {}
-for name, (method, overrides) in variants.items():
+for name in variants:
     if not theta[name]:
         continue  # not run
     row = {"runs": len(theta[name])}
-    for weights in ("theta", "theta_g") if method == "call" else ("theta",):
-        found = load_shared(method, overrides, weights)
+    for symbol, found in (("θ", theta[name]), ("θᵍ", theta_g[name])):
         if found:
             mean, std = records.mean_std(found, "metrics", "few", "fid")
             spread = f" ± {std:.1f}" if len(found) > 1 else ""
-            row["Few, " + {"theta": "θ", "theta_g": "θᵍ"}[weights]] = (
-                f"{mean:.1f}{spread}"
-            )
+            row[f"Few, {symbol}"] = f"{mean:.1f}{spread}"
     for split in ("few", "many"):
         ratio = paired(theta[name], theta["DDPM"], split, ratio=True)
         words_ = ratio.words() if name != "DDPM" else ""

@@ -131,12 +131,11 @@ every = {
 }
 
 
-def runs(name, scale=1, of=None):
-    return [r for r in (of or found)[name] if r["run"]["guidance_scale"] == scale]
+def at_scale(name, scale):
+    return [r for r in every[name] if r["run"]["guidance_scale"] == scale]
 
 
-seeds = records.shared_seeds(runs(name, of=every) for name in every)
-found = {n: [r for r in f if r["run"]["seed"] in seeds] for n, f in every.items()}
+runs = records.same_seeds({name: at_scale(name, 1) for name in every})
 
 
 def text(some, *keys):
@@ -155,12 +154,12 @@ def few(some):
     }
 
 
-chance = runs("DDPM")[0]["copies"]["few"]["if_not_copying"]
+chance = runs["DDPM"][0]["copies"]["few"]["if_not_copying"]
 print(f"On Few; of fresh images of these classes {chance:.0%} would count as copies.")
 copied = metrics.copy_machine(train, per_class=300)
 machine = metrics.evaluate(train.images[copied], labels[copied], real)
 shown = ("DDPM", "RS", TITLES["rs-sqrt"])
-rows = {name: few(runs(name)) for name in shown if runs(name)}
+rows = {name: few(runs[name]) for name in shown if runs[name]}
 pd.DataFrame(rows | {"copy machine": few([machine])}).T
 
 # %% [markdown]
@@ -741,13 +740,13 @@ speed = records.benchmark("speed")
 ratios = speed["ratios"] | {"step, DDPM": 1.0}
 columns = ("many", "medium", "few", "overall")
 table = {
-    name: {"n": len(runs(name))}
-    | {s.capitalize(): text(runs(name), "metrics", s, "fid") for s in columns}
+    name: {"n": len(some)}
+    | {s.capitalize(): text(some, "metrics", s, "fid") for s in columns}
     | {"step / DDPM": f"{ratios[k]:.2f}" if (k := f"step, {name}") in ratios else ""}
-    for name in found
-    if runs(name)
+    for name, some in runs.items()
+    if some
 }
-print("not run:", ", ".join(n for n in found if n not in table) or "none")
+print("not run:", ", ".join(n for n in runs if n not in table) or "none")
 table["copy machine"] = {"n": ""} | {
     s.capitalize(): text([machine], "metrics", s, "fid") for s in columns
 }
@@ -757,9 +756,9 @@ pd.DataFrame(table).T.fillna("")
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "FID without guidance, one dot per seed, logarithmic axes. Shaded: the range of DDPM.", "name": "fig-rivals"}, "image": {"alt": "Three panels, Many, Medium and Few, a row of dots per method. DDPM, RS and CALL lie at the left; focal and ADA lie to the right of them, CBDM and OC furthest right, in all three panels.", "classes": "dark-light"}}
 figure = viz.variant_dots(
     {
-        name: {s: [r["metrics"][s]["fid"] for r in runs(name)] for s in splits}
-        for name in found
-        if runs(name)
+        name: {s: [r["metrics"][s]["fid"] for r in some] for s in splits}
+        for name, some in runs.items()
+        if some
     }
 )
 for axes in figure.axes:
@@ -774,13 +773,9 @@ figure
 scales = {n: sorted({r["run"]["guidance_scale"] for r in every[n]}) for n in every}
 guided = {}  # by name and scale
 for name in scales:
-    at = [runs(name, s, every) for s in scales[name]]
-    shared = records.shared_seeds(at, at_least=1)
+    at = {s: at_scale(name, s) for s in scales[name]}
     if len(at) > 1:
-        guided[name] = {
-            s: [r for r in some if r["run"]["seed"] in shared]
-            for s, some in zip(scales[name], at, strict=True)
-        }
+        guided[name] = records.same_seeds(at, at_least=1)
 
 viz.score_curves(
     {
@@ -815,7 +810,7 @@ enough = {
     (name, s): some
     for name in every
     for s in scales[name]
-    if len(some := guided.get(name, {}).get(s) or runs(name, s)) >= 3
+    if len(some := guided.get(name, {}).get(s) or at_scale(name, s)) >= 3
 }
 for split in columns:
     mean = {

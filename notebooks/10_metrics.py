@@ -374,12 +374,7 @@ def every(method, scale=1.0):
     )
 
 
-seeds = records.shared_seeds(every(method) for method in TITLES)
-
-
-def finished(method, scale=1.0):
-    """The records of the seeds that all methods have."""
-    return [r for r in every(method, scale) if r["run"]["seed"] in seeds]
+finished = records.same_seeds({method: every(method) for method in TITLES})
 
 
 def scores_of(runs):
@@ -400,7 +395,7 @@ for method, name in {
     "rs": "RS",
     "rs-sqrt": "RS, square root",
 }.items():
-    runs = finished(method)
+    runs = finished[method]
     table[f"{name}, n = {len(runs)}"] = scores_of(runs)
 pd.DataFrame(table).T
 
@@ -426,7 +421,7 @@ beside_fid = pd.DataFrame(
             for metric in ("fid", "recall", "precision")
         }
         for method, name in TITLES.items()
-        if (runs := finished(method))
+        if (runs := finished[method])
     }
 ).T.sort_values("fid")
 for metric in ("recall", "precision"):
@@ -536,17 +531,14 @@ styles = viz.method_lines(guided)
 figure, axes = plt.subplots(figsize=(6.4, 3.6))
 plt.close(figure)
 for method, name in guided.items():
-    at = [every(method, s) for s in scales[name]]
-    shared = records.shared_seeds(at, at_least=1)
+    at = records.same_seeds({s: every(method, s) for s in scales[name]}, at_least=1)
     points = np.array(
         [
             [
-                records.mean_std(
-                    [r for r in some if r["run"]["seed"] in shared], "metrics", "few", m
-                )[0]
+                records.mean_std(some, "metrics", "few", m)[0]
                 for m in ("recall", "precision")
             ]
-            for some in at
+            for some in at.values()
         ]
     )
     axes.plot(*points.T, label=name, **styles[method])

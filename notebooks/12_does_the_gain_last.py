@@ -35,7 +35,7 @@ from IPython.display import Markdown
 
 from callkit import notebook, records, tables, viz
 from callkit.config import TITLES
-from callkit.statistics import mean_interval, paired
+from callkit.statistics import holm, mean_interval, paired
 
 words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
 notebook.check(**words)
@@ -56,12 +56,26 @@ tables.gain_figure(gains)
 # %% [markdown]
 # The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes 1,
 # *better in each seed* or *worse in each seed* if only the signs agree. Rows of one study with several scales are the
-# same networks, sampled again (on digits with OC three of five are): not findings of their own.
+# same networks, sampled again (on digits one of three on DDPM's loss, three of five on OC): not findings of their own.
 
 # %% tags=["remove-input", "prose-table"]
 Markdown(records.markdown(tables.gain_rows(gains)))
 
 # %% [markdown]
+# With so many rows some are decided by luck. How many would be left by Holm's rule, which asks for smaller p-values the
+# more there are:
+
+# %%
+p = [of["few"].p for of in gains.values()]
+left = [str(w) for w, adjusted in zip(gains, holm(p), strict=True) if adjusted <= 0.05]
+print(
+    f"{sum(v <= 0.05 for v in p)} of {len(p)} below 0.05; {len(left)} by Holm's rule: {'; '.join(left)}"
+)
+
+# %% [markdown]
+# The rule is strict with rows that depend on each other, as these do. That half a dozen of them lean one way is more than
+# luck; which of them is another matter.
+#
 # **The gain depends on where one looks.** On DDPM's loss it is in the first row, where it was found, with other images of
 # the same digits, a direction at a milder imbalance ratio, and in no other row: not with guidance, not in longer
 # training, not on other data. On top of OC,
@@ -127,7 +141,8 @@ against_ddpm
 # by 1.4 %: so little can it pick up, and so little need it mean.) From 3,000 to 9,000 CALL is ahead on Few in the mean;
 # from seed to seed the ratio differs by up to a quarter, and only the five seeds at 6,000 tell it from chance. **At
 # 12,000 steps no gain on Few is left to see.** Is that a change, or only a wide interval? The ratio at 12,000 over the
-# ratio at an earlier stop, seed by seed:
+# ratio at an earlier stop, seed by seed. (The runs that went on to 12,000 are in two seeds not the first ones at 6,000,
+# but second trainings, see {doc}`11_ablations`; here they meet themselves, from `benchmarks/again`.)
 
 
 # %%
@@ -143,13 +158,22 @@ def change_words(before, after):
     return "times {:.2f} [{:.2f}, {:.2f}]".format(*np.exp(change))
 
 
-for steps in list(way)[1:-1]:
-    print(f"{steps:>6,} steps:", change_words(few_ratio(way[steps]), few_ratio(last)))
+again = records.load_records(records.REPOSITORY / "benchmarks" / "again")
+twice = {(r["run"]["method"], r["run"]["seed"]) for r in again}
+others = (
+    r
+    for r in study.records
+    if r["run"]["guidance_scale"] != 1
+    or (r["run"]["method"], r["run"]["seed"]) not in twice
+)
+same_runs = records.Study(study.name, [*others, *again], [])
+for steps, at in list((way | {6_000: same_runs}).items())[1:-1]:
+    print(f"{steps:>6,} steps:", change_words(few_ratio(at), few_ratio(last)))
 
 # %% [markdown]
-# Since 3,000 steps the gain has shrunk; since 6,000 the interval does not exclude that it stayed. DDPM's own FID on
-# Few falls by more in the second half of the training than CALL was ever ahead. It looks like a head start. On *Medium*
-# it is the other way: no gain at first, and one at the end:
+# Since 3,000 and since 4,500 steps the gain has shrunk; since later stops the interval does not exclude that it stayed.
+# DDPM's own FID on Few falls by more in the second half of the training than CALL was ever ahead. It looks like a head
+# start. On *Medium* it is the other way: no gain at first, and one at the end:
 
 # %%
 for steps, at in list(way.items())[1:]:
@@ -204,23 +228,22 @@ SCORES = {
 }
 
 
-def means_on_few(at, *methods, seeds=None):
-    """By score and method, over `seeds`; if not given, those that all have."""
-    found = {TITLES[m]: at.select(m) for m in methods}
-    seeds = seeds or records.shared_seeds(found.values())
-    means = {}
-    for word, path in SCORES.items():
-        for name, of in found.items():
-            shared = [r for r in of if r["run"]["seed"] in seeds]
-            means[word, name] = records.mean_std(shared, *path)[0]
-    return means
+def means_on_few(found):
+    """A row per key of `found`, over the seeds that all have; a column per score and method."""
+    return pd.DataFrame(
+        {
+            key: {word: records.mean_std(of, *path)[0] for word, path in SCORES.items()}
+            for key, of in records.same_seeds(found).items()
+        }
+    ).T.map("{:.3g}".format)
 
 
-both = "ddpm", "call"
-all_way = records.shared_seeds(at.select(m) for at in way.values() for m in both)
-pd.DataFrame(
-    {f"{n:,}": means_on_few(at, *both, seeds=all_way) for n, at in way.items()}
-).T.rename_axis("steps").map("{:.3g}".format)
+by_steps = records.same_seeds(
+    {(n, m): at.select(m) for n, at in way.items() for m in ("ddpm", "call")}
+)
+means_on_few(
+    {(f"{n:,}", TITLES[m]): of for (n, m), of in by_steps.items()}
+).rename_axis(["steps", ""])
 
 # %% [markdown]
 # ## Other images, and another imbalance ratio
@@ -251,12 +274,13 @@ pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)[
 ]
 
 # %% [markdown]
-# **With other images the gain is there again**, as large, in each of the five draws; and as these were planned in one go,
-# this row is the cleanest of {numref}`fig-gain`. That though DDPM's own FID on Few differs from draw to draw more than
-# twofold, and between seeds of one draw by half. So the gain after 6,000 steps is not one of these images alone.
+# **With other images the gain is there again**, in each of the five draws, and as large in the mean; and as these were
+# planned in one go, this row is the cleanest of {numref}`fig-gain`. That though DDPM's own FID on Few differs from draw
+# to draw more than twofold, and between seeds of one draw by half. So the gain after 6,000 steps is not one of these
+# images alone.
 #
-# At ratio 20 the same picture, milder: without its expert the network is many times worse on Few and as good on Many, and
-# with it CALL is ahead of DDPM on Few in each of the three seeds, by somewhat less than at ratio 50 and within an
+# At ratio 20 the same picture: without its expert the network is many times worse on Few and as good on Many, and with it
+# CALL is ahead of DDPM on Few in each of the three seeds, in the mean by somewhat less than at ratio 50, and within an
 # interval that holds 1.
 #
 # ## Other data
@@ -276,11 +300,27 @@ against_ddpm
 # %% [markdown]
 # **On plain DDPM the gain of the digits is not there.** In every split and at every number of steps the two are level,
 # and after 10,000 the intervals are narrow enough to say more: on Few and overall they leave no room for a gain of six
-# percent. It is not that nothing was allocated. $D$ on Few ends at 0.27 to 0.29, where digits end at 0.23 to 0.25, and
-# without its expert the network is several times worse there:
+# percent. It is not that nothing was allocated. $D$ on Few ends at 0.27 to 0.29, where digits end at 0.23 to 0.25. The
+# first logged step at which it passes a hundredth, where the predictions part:
+
 
 # %%
+def parted(found):
+    """By seed, in words: the step at which the predictions of a run part."""
+    steps = [records.parted_at(r["training"]["curve"]) for r in found]
+    return ", ".join(f"{s:,}" if s else "not yet" for s in steps)
+
+
 end = fashion[max(fashion)]
+for name, at in {"digits": study, "Fashion-MNIST": end}.items():
+    for method in ("call", "oc-call", "rs-sqrt-call"):
+        print(f"{name}, {TITLES[method]}: {parted(at.select(method))}")
+
+# %% [markdown]
+# So after 2,500 steps on Fashion-MNIST, before four of five runs of CALL have parted, its being level says nothing; later
+# it does. And without its expert the network is several times worse on Few:
+
+# %%
 theta, general = (end.select("call", weights=w) for w in ("theta", "theta_g"))
 pd.DataFrame(
     {
@@ -305,15 +345,15 @@ frame = pd.DataFrame(rows).T.rename_axis(["", "guidance"])
 frame[["seeds", "Many", "Few", "Overall"]]
 
 # %%
-means = means_on_few(end, "ddpm", "call", "rs-sqrt", "rs")
-pd.Series(means).unstack(0).map("{:.3g}".format)
+means_on_few({TITLES[m]: end.select(m) for m in ("ddpm", "call", "rs-sqrt", "rs")})
 
 # %% [markdown]
 # **Re-sampling brings FID on Few to about half of DDPM's, or less**: half-way for 2 to 7 percent on Many, all the way for
 # 13 to 15. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little
 # more than DDPM has, all the way nearly twice as many as chance would have (0.025). With full re-sampling the rarest
-# images were seen a thousand times each; on digits it was thirteen thousand times, and in the paper's training on
-# CIFAR-10, where RS is worse than DDPM, it would be thirty-eight thousand. Whoever trains on imbalanced data for as short
+# images were seen a thousand times each; on digits it was thirteen thousand times. (In the paper's training on CIFAR-10,
+# where RS is worse than DDPM, it would be thirty-eight thousand, or nine thousand if that was half-way: the paper does
+# not say.) Whoever trains on imbalanced data for as short
 # a time as we do should try this first.
 #
 # ## On the paper's base loss
@@ -338,23 +378,13 @@ frame.rename_axis(["", "steps", "guidance"])[["seeds", "Many", "Few", "Overall"]
 # %% [markdown]
 # OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). So is CBDM, the other
 # rival that needs it, by less; at 1.5 it is behind overall, and in every seed on Few, and ahead on Many, where guidance
-# costs DDPM more. *On top of OC* CALL is ahead on Few, in every seed, at both stops and at scales 1 and 1.5, where on top
-# of DDPM it is level. But look where the lead is: where OC is bad. At 2.5, the best scale that OC had, and its authors'
-# own, none is to be seen on Fashion-MNIST, nor on digits ({numref}`fig-gain`). How the ratio changes with training, and
-# with the scale, seed by seed (on digits the guided runs of seeds 1 and 2 are second trainings, so here they meet the
-# second unguided ones, of
-# `benchmarks/again`, as {doc}`11_ablations` explains):
+# helps it and costs DDPM. *On top of OC* CALL is ahead on Few, in every seed, at both stops and at scales 1 and 1.5,
+# where on top of DDPM it is level. But look where the lead is: where OC is bad. At 2.5, the best scale that OC had, and
+# its authors' own, none is to be seen on Fashion-MNIST, nor on digits ({numref}`fig-gain`). How the ratio changes with
+# training, and with the scale, seed by seed (on digits the guided runs of seeds 1 and 2 are second trainings, too, and
+# meet the second unguided ones):
 
 # %%
-again = records.load_records(records.REPOSITORY / "benchmarks" / "again")
-twice = {(r["run"]["method"], r["run"]["seed"]) for r in again}
-others = (
-    r
-    for r in study.records
-    if r["run"]["guidance_scale"] != 1
-    or (r["run"]["method"], r["run"]["seed"]) not in twice
-)
-same_runs = records.Study(study.name, [*others, *again], [])
 changes = {
     "Fashion-MNIST, 5,000 to 10,000 steps": ((fashion[5_000], 1), (end, 1)),
     "the same, guided 1.5": ((fashion[5_000], 1.5), (end, 1.5)),
@@ -368,11 +398,13 @@ for name, both in changes.items():
     print(f"{name}: {change_words(before, after)}")
 
 # %% [markdown]
-# With training the lead shrinks. (On Few OC with CALL is after 10,000 steps no better than after 5,000, in
-# {numref}`fig-steps`, while OC improves.) With the scale it shrinks on Fashion-MNIST in the mean, in intervals that reach
-# 1; on digits it grows from 1 to 1.5, and at 2.5 none is left to see. Again a head start, then, to what the base loss
-# comes to by itself. Why on Fashion-MNIST it should show on OC's loss and not on DDPM's we do not know. OC moves the
-# targets of rare classes towards images of others, and so has further to come.
+# With training the lead shrinks. At 5,000 steps four of five runs of OC with CALL had parted some 600 to 800 steps
+# before, as the list above says, and were furthest ahead; the fifth, parted since 2,600, led by least. (On Few OC with
+# CALL is after 10,000 steps no better than after 5,000, in {numref}`fig-steps`, while OC improves.) With the scale it
+# shrinks on Fashion-MNIST in the mean, in intervals that reach 1; on digits it grows from 1 to 1.5, and at 2.5 none is
+# left to see. Again a head start, then, to what the base loss comes to by itself. Why on Fashion-MNIST it should show on
+# OC's loss and not on DDPM's we do not know. OC moves the targets of rare classes towards images of others, and so has
+# further to come.
 #
 # ## At equal time
 #
@@ -405,7 +437,10 @@ pd.DataFrame(rows).T.rename_axis(["", "steps"])
 
 # %% [markdown]
 # **At equal time CALL is behind on DDPM's loss.** In nine tenths of CALL's time DDPM is ahead, in two of the three rows
-# by more than chance: runs as short as these still learn fast, and half as many steps again bring more than CALL does. On
+# by more than chance: runs as short as these still learn fast, and half as many steps again bring more than CALL does.
+# These two are early rows, in which the predictions of a seed have only just parted, or not yet; at 6,000 steps on
+# digits, where all have, the interval holds 1. At the end of the runs no stop is left to compare with, but there the two
+# are level at equal steps, and DDPM has needed 0.6 of the time. On
 # OC it depends on the guidance, in 1.2 times CALL's time. Without, where OC's FID on Few is 2.3 times that of DDPM, four
 # of five seeds of CALL stay ahead there, and pay with a tenth on Many. At 1.5 all five are behind. In training so long
 # that more steps bring nothing this price would not matter. In ours it does.
@@ -427,7 +462,7 @@ pd.DataFrame(rows).T[["seeds", "Few", "Overall"]]
 
 # %% [markdown]
 # On digits, beside what re-sampling itself gives, what CALL adds to it is small, and two seeds leave its sign open. On
-# Fashion-MNIST re-sampling half-way has brought FID on Few to half of DDPM's, without copying, and **there CALL adds
+# Fashion-MNIST re-sampling half-way has brought FID on Few to half of DDPM's, with few copies, and **there CALL adds
 # nothing**: each seed is a little worse with it, by one to five percent on Few, and the interval holds 1. Its expert is
 # needed to draw Few as much as anywhere else.
 #
@@ -435,7 +470,7 @@ pd.DataFrame(rows).T[["seeds", "Few", "Overall"]]
 # :class: warning
 # * A comparison at one number of steps compares two speeds as well as two methods. Look at several stops.
 # * "No gain to see" is not "no gain": look at what the interval still holds.
-# * {numref}`fig-gain` has many rows. With so many, one interval may exclude 1 by luck.
+# * {numref}`fig-gain` has many rows, and rows that share networks or data. Some of its intervals exclude 1 by luck.
 # * Extractors differ between data sets, so compare rows of one data set only, and ratios rather than FIDs.
 # ```
 #
@@ -461,11 +496,9 @@ def dots(method):
     return np.array(
         [
             (r["run"]["seed"], share, np.log(fid))
-            for at in list(way.values())[1:]
-            for r, (share, fid) in zip(
-                at.select(method), copies_and_fid(at.select(method)), strict=True
-            )
-            if r["run"]["seed"] in all_way
+            for (steps, m), of in by_steps.items()
+            if m == method and steps != min(way)
+            for r, (share, fid) in zip(of, copies_and_fid(of), strict=True)
         ]
     )
 
@@ -545,7 +578,7 @@ for seed in ours:
 #
 # **Take-away.** CALL's gain on Few looks like a head start: it shrinks in longer training, and with the most training or
 # guidance that we tried none is to be seen on digits; on OC with Fashion-MNIST a part is still there after 10,000 steps.
-# On DDPM's loss other data do not have it, and there re-sampling gives many times as much, to which CALL adds nothing. At
+# On DDPM's loss other data do not have it; there re-sampling halves the FID on Few, and CALL adds nothing to that. At
 # the best scale that each base loss had none of it is to be seen, and on DDPM's loss at equal time CALL is behind. One
 # number of steps, one base loss and one guidance scale are one answer. **Next.** {doc}`13_your_own_data`: the method on a
 # folder of photos.

@@ -29,6 +29,8 @@ imbalance_ratio = 100
 profile = "gpu"
 
 # %% tags=["remove-output"]
+from unittest import mock
+
 import numpy as np
 import pandas as pd
 import torch
@@ -38,6 +40,7 @@ from callkit import data, notebook, probes, records, training, viz
 from callkit.allocation import AllocationLoss
 from callkit.checkpoints import build_model, load_checkpoint, load_model
 from callkit.config import PROFILES, TITLES, TrainConfig, make_config
+from callkit.diffusion import NoiseSchedule
 from callkit.unet import Attention
 
 words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
@@ -90,13 +93,12 @@ pd.DataFrame(
 
 # %% [markdown]
 # The three trained at the same time on one GPU, with `--compile`, for about six minutes. All took the same steps, on
-# the same images, timesteps and noise. `bfloat16` is a format of 16 bits, eight of them for the digits of a number,
-# where float32 has 24; `lite0` is EfficientNet-Lite0 ({doc}`10_metrics`).
+# the same images, timesteps and noise. `bfloat16` is a format of 16 bits, with eight significant bits where float32 has 24; `lite0` is EfficientNet-Lite0 ({doc}`10_metrics`).
 #
 # ## The predictions part, and go where theory says
 #
 # After a first rise, to between $10^{-5}$ and $10^{-4}$, nothing seems to happen for three thousand steps. Then, within
-# some hundred, $D$ rises by four orders of magnitude, on the rare classes alone:
+# some five hundred, $D$ rises by three to four orders of magnitude, on the rare classes alone:
 
 # %% mystnb={"figure": {"caption": "CIFAR-10, IR 100: distance D between the two predictions by class, a point per 100 training steps, and its last quarter on a linear axis. The triangles are not fitted. They mark the rest points b ln(ω_Div / ω_Con) of {eq}`eq-lambda-rest`, which follow from the training counts and the bound.", "name": "fig-cifar-distance"}, "image": {"alt": "Left, ten lines near 2e-5 until step 3,200; those of the five rarest classes then rise to between 0.05 and 0.4 within 500 steps, and the other five stay. Right, the five levels, each with a triangle at its height or a little above.", "classes": "dark-light"}}
 config = TrainConfig.from_dict(probe["runs"]["call"]["config"])
@@ -128,8 +130,8 @@ pd.DataFrame(
 # the difference be of use.
 #
 # **The average lags.** About a third of it is from before the parting, so its $D$ is a fifth of the rest points.
-# Everything below, images, scores, losses and singular values, is of the averaged weights, as everywhere in this book:
-# of a transition half made.
+# Everything below, images, scores and singular values, is of the averaged weights, as everywhere in this book (but for
+# the losses of {numref}`fig-cifar-behind`): of a transition half made.
 #
 # ## What they draw
 
@@ -287,10 +289,8 @@ pd.DataFrame(
 # does not see $q_i^\top b_k$, which is the same for all $j$. So $b_k$ has no effect on anything, and **its gradient is
 # exactly zero**. It starts at zero and ought to stay there. On digits, trained in float32, it does, to two decimals. On
 # CIFAR-10 it did not. What moves a parameter whose gradient is zero is rounding. Adam divides a gradient by its own
-# size and so makes full steps of it, unless it is far below Adam's $\epsilon = 10^{-8}$: on the digits network the
-# rounding of float32 is (about $10^{-11}$), that of bfloat16 is not ($10^{-7}$).
-#
-# Here is the error by itself: one attention block, forward and backward, in float32 and with its products in bfloat16.
+# size and so makes full steps of it, unless it is far below Adam's $\epsilon = 10^{-8}$. In the digits network
+# the rounding of float32 is, and that of bfloat16 is not:
 
 
 # %%
@@ -305,6 +305,32 @@ def attend(block, x):
     return x + block.proj(h)
 
 
+def key_gradients(half):
+    """Mean absolute gradient of each key bias of the digits network, from the base loss of 64 images."""
+    torch.manual_seed(0)
+    net, digits = load_model(released)[0].requires_grad_(), data.load("digits")
+    x0, y = data.to_float(digits.images[:64]), digits.labels[:64]
+    eps, t = torch.randn_like(x0), torch.randint(1000, y.shape)
+    x_t = NoiseSchedule().q_sample(x0, t, eps)
+    with (
+        mock.patch.object(Attention, "forward", attend),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        predicted = net(x_t, t, y)
+    F.mse_loss(predicted.float(), eps).backward()
+    blocks = (m for m in net.modules() if isinstance(m, Attention))
+    return [block.k.bias.grad.abs().mean().item() for block in blocks]
+
+
+for name, half in (("float32", False), ("bfloat16", True)):
+    print(f"{name:8}", ", ".join(f"{g:.0e}" for g in key_gradients(half)))
+
+# %% [markdown]
+#
+# Here is the error by itself: one attention block, forward and backward, in float32 and with its products in bfloat16.
+
+
+# %%
 def key_over_query(function, half):
     """Size of the gradient of the keys' bias over that of the queries'."""
     torch.manual_seed(0)
@@ -406,13 +432,13 @@ print(f"base loss, bfloat16 over float32: {ratio.min():.3f} to {ratio.max():.3f}
 # :class: note
 # *Known*: the zero gradient that is not zero, and its size; that $b_k$ drifts further than chance in both networks on
 # CIFAR-10; the blown-up norms with CALL and not with DDPM; and the lag of the base loss before parting. *Not shown*:
-# that one causes the other. DDPM's bias drifts as well, and nothing else is wrong with it; on digits the same rounding
+# that one causes the other. DDPM's bias drifts as well, and we see nothing else wrong with it; on digits the same rounding
 # does no harm. The grain of CALL's images may also come from averaging over the parting. (The weights of OC were not
 # kept.) To tell takes the same run again with the precaution, or in float32, and more of a GPU's time than we had.
 # ```
 #
 # Which code *trained* a run is in its record under `training`; the commit at the end is that of the evaluation. The
-# four of this chapter were trained before the change, and so decide nothing about CALL.
+# three runs of this chapter were trained before the change, and so decide nothing about CALL.
 #
 # ## Figure 1(a), on CIFAR-10
 #
@@ -470,7 +496,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # Without `--compile` the network at half its width takes about as long as the whole one, though it multiplies a quarter
-# as much, and bfloat16 is no faster than float32: the GPU was waiting for its kernels to be launched. Compiled and in
+# as much, and bfloat16 is no faster than float32: presumably the GPU was waiting for its kernels to be
+# launched. Compiled and in
 # bfloat16, a step of the paper's network with OC + CALL took less than a third of the time: three hours for its 300,000
 # steps in place of eleven. Compiling took one and a half to two and a half minutes on the busy machine.
 #
@@ -526,6 +553,6 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 # ```{solution-end}
 # ```
 #
-# **Take-away.** On CIFAR-10, too, the loss moves each class to about the distance that its count prescribes. Whether that
-# helps is open: in the first run attention went astray with CALL. Rounding is the suspect, for a gradient that must be
-# zero was not. **Next.** {doc}`../book/sweeps`: the paper's grids.
+# **Take-away.** On CIFAR-10, too, the loss moves the rare classes to nearly the distance that their counts prescribe.
+# Whether that helps is open: in the first run attention went astray with CALL. Rounding is the suspect, for a gradient
+# that must be zero was not. **Next.** {doc}`../book/sweeps`: the paper's grids.

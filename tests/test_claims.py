@@ -169,9 +169,30 @@ def test_the_grids_hold_every_run_of_every_claim():
                 assert (wanted, side["guidance_scale"]) in have, (claim.name, side)
 
 
+def test_the_paper_s_ratio_is_of_the_same_comparison_unless_asked_for_that_on_oc():
+    fid = {(r["method"], r["split"]): r["mean"] for r in records.paper_table(5) if r["metric"] == "fid"}
+    ours = claims.Part(claims.runs("call"), "lower", claims.runs("ddpm"))
+    assert claims.paper_ratios(ours) == [fid["call", "overall"] / fid["ddpm", "overall"]]
+    assert fid["oc-call", "overall"] / fid["ddpm", "overall"] in claims.paper_ratios(ours, "oc-call")
+    few = claims.Part(claims.runs("call"), "lower", claims.runs("ddpm"), "few")
+    assert claims.paper_ratios(few) == [] and len(claims.paper_ratios(few, "oc-call")) == 1
+    assert claims.in_paper(few) == f"{claims.paper_ratios(few, 'oc-call')[0]:.2f}"
+
+
+def test_the_predictions_part_where_d_on_few_first_passes_the_mark():
+    curve = {"step": [50, 100, 150, 200], "distance_few": [None, 0.009, 0.02, 0.005]}
+    assert records.parted_at(curve) == 150
+    assert records.parted_at(curve | {"distance_few": [None, 0.0, 0.01, 0.01]}) is None
+
+
 def test_means_are_compared_over_the_seeds_that_all_have():
     def of(*seeds):
         return [{"run": {"seed": s}} for s in seeds]
 
-    assert records.shared_seeds([of(0, 1, 2, 3), of(4, 2, 1, 0), of(7)]) == {0, 1, 2}
-    assert records.shared_seeds([of(0, 1), of(1)]) == {0, 1} and records.shared_seeds([of(), []]) == set()
+    def same(*groups, **options):
+        return list(records.same_seeds(dict(enumerate(groups)), **options).values())
+
+    assert same(of(0, 1, 2, 3), of(4, 2, 1, 0), of(7, 1)) == [of(0, 1, 2), of(2, 1, 0), of(1)]
+    assert same(of(0, 1), of(1), []) == [of(0, 1), of(1), []]  # nobody has three
+    assert same(of(0, 1), of(1), at_least=1) == [of(1), of(1)]
+    assert same() == []

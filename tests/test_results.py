@@ -12,7 +12,7 @@ from callkit import data, metrics, records, tables
 from callkit.checkpoints import load_checkpoint, load_model
 from callkit.config import TrainConfig, make_config
 from callkit.evaluation import evaluate_run, snapshot
-from callkit.statistics import paired
+from callkit.statistics import holm, paired
 from callkit.training import EXPLODED
 
 RECORDS = records.load_records()
@@ -288,6 +288,19 @@ def test_the_readme_shows_what_the_records_say():
     for scale, said in ((1, "without guidance"), (1.5, "with a little")):
         pair = early.select("oc-call", guidance_scale=scale), fashion.select("oc", guidance_scale=scale)
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
+    p = [ratio["few"].p for ratio in gains.values()]
+    better = [v for v in tables.gain_rows(gains) if v["Few"] == "better"]
+    left = [str(where) for where, adjusted in zip(gains, holm(p), strict=True) if adjusted <= 0.05]
+    assert len(p) == 16 and len(better) == 6 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
+    on_medium = (paired(of.select("call"), of.select("ddpm"), "medium", ratio=True).words() for of in (longer, fashion))
+    assert "have one, {} with three seeds, and Fashion-MNIST has none, {} (".format(*on_medium) in text
+    assert round(1 / records.benchmark("speed")["ratios"]["step, CALL"], 1) == 0.6
+    of_default = [
+        paired(digits.select("call", {"bound": b}), digits.select("call"), s, ratio=True)
+        for b in (0.01, 1.0)
+        for s in (*tables.SPLITS, "overall")
+    ]
+    assert all(r.low < 1 < r.high and len(r.seeds) == 3 for r in of_default), "between bounds no difference"
     drawn = by_name["digits-ir50-cpu-redraw=True"]
     again = paired(drawn.select("call"), drawn.select("ddpm"), "few", ratio=True)
     assert f"again with other images for each seed ({again.words()}, five pairs" in text

@@ -4,10 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from scipy import stats
 
 from callkit import records
-from callkit.statistics import mean_interval, paired, sign_flip_p
+from callkit.statistics import holm, mean_interval, paired, sign_flip_p
 
 RNG = np.random.default_rng(0)
 
@@ -97,6 +99,22 @@ def test_two_seeds_have_an_interval_and_a_p_unless_they_are_alike():
     assert found.p == pytest.approx(stats.ttest_1samp([1, 3], 0).pvalue)
     alike = paired([record(0, 3.0), record(1, 3.0)], [record(0, 2.0), record(1, 2.0)], "few")
     assert alike.words() == "1 [1, 1]" and np.isnan(alike.p)
+
+
+@given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.999))
+def test_holm_rejects_what_the_closed_test_of_bonferroni_does(p, level):
+    """Independent definition: reject i if every set of hypotheses with i in it holds one p below level / its size."""
+    subsets = [s for n in range(len(p)) for s in itertools.combinations(range(len(p)), n + 1)]
+    rejected = [all(min(p[j] for j in s) <= level / len(s) for s in subsets if i in s) for i in range(len(p))]
+    adjusted = holm(p)
+    near = [abs(len(s) * min(p[j] for j in s) - level) < 1e-9 for s in subsets]
+    assume(not any(near))  # where rounding decides
+    assert [a <= level for a in adjusted] == rejected
+
+
+def test_holm_on_numbers_worked_by_hand():
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.5, 0.6]) == pytest.approx([1, 1]) and holm([]) == []
 
 
 def test_what_does_not_pair_is_an_error():
