@@ -321,7 +321,10 @@ def test_the_readme_shows_what_the_records_say():
     seeds = {r["run"]["seed"] for r in runs}
     shorter = [r for r in digits.select("ddpm") if r["run"]["seed"] in seeds]
     few, end = (records.mean_std(of, "metrics", "few", "fid")[0] for of in (shorter, runs))
-    assert f"scores {machine:.1f} on Few, where DDPM has {few:.1f} in the three seeds" in text and len(seeds) == 3
+    assert (
+        f"scores {machine:.1f} on Few, where DDPM has {few:.1f} after 6,000 steps in the three seeds" in text
+        and len(seeds) == 3
+    )
     assert f"On their way down to {end:.1f}, copies" in text
     share = [records.mean_std(of, "copies", "few", "nearest_is_train")[0] for of in (shorter, runs)]
     assert [round(10 * s) for s in share] == [4, 7]
