@@ -14,7 +14,7 @@ from pathlib import Path
 import probe
 import torch
 
-from callkit import data, metrics, probes, records
+from callkit import data, files, metrics, probes, records
 from callkit.capacity import merge
 from callkit.checkpoints import load_model
 from callkit.diffusion import NoiseSchedule
@@ -45,10 +45,10 @@ def repairs(real: data.LongTailed, per_class: int) -> dict[str, dict[str, float]
     return {name: {s: by[s]["fid"] for s in ("many", "medium", "few", "overall")} for name, by in found.items()}
 
 
-def copies(real: data.LongTailed, per_class: int = 300) -> dict:
-    """metrics.evaluate's scores by split, as many images a class as a record has."""
+def copies(real: data.LongTailed) -> dict:
+    """metrics.evaluate's scores by split, of 300 images a class, as a record has."""
     train = real.train
-    index = metrics.copy_machine(train, per_class)
+    index = metrics.copy_machine(train, per_class=300)
     scores = metrics.evaluate(train.images[index], train.labels[index], real)["metrics"]
     return {s: scores[s] for s in ("many", "medium", "few", "overall")}
 
@@ -75,7 +75,7 @@ def main() -> None:
     for part in ("pruning", "repairs", "copies"):
         print(part, *(f"  {name}: {scores}" for name, scores in result[part].items()), sep="\n")
     if a.out:
-        records.write_json(a.out, result)
+        files.write_json(a.out, result)
 
 
 if __name__ == "__main__":

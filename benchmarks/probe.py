@@ -19,7 +19,7 @@ import scipy.stats
 import torch
 from tqdm import tqdm
 
-from callkit import data, probes, pruning, records
+from callkit import data, files, probes, pruning, records
 from callkit.__main__ import checkpoint_of
 from callkit.capacity import merge
 from callkit.checkpoints import LOG, load_checkpoint, load_model, read_log
@@ -71,10 +71,10 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     ddpm, config = load_model(checkpoint_of(a.ddpm))
     call, other = load_model(checkpoint_of(a.call), "reserved")
-    words = config.dataset, config.imbalance_ratio
-    if words != (other.dataset, other.imbalance_ratio):
-        p.error(f"the runs are of different data, {words} and {(other.dataset, other.imbalance_ratio)}")
-    real = data.load_long_tailed(*words, a.data_root, config.image_size, config.held_out)
+    real, others = (data.load_for(c, a.data_root) for c in (config, other))
+    if not torch.equal(real.train.images, others.train.images):
+        words = [f"{records.data_word(c.dataset, c.imbalance_ratio)}, seed {c.seed}" for c in (config, other)]
+        p.error(f"the runs have other training images, {words[0]} and {words[1]}")
     seen = first_of_each(real.train, a.per_class)
     sets = {"training images": seen, "balanced set": first_of_each(real.full, a.per_class)}
     networks = {
@@ -105,7 +105,7 @@ def main() -> None:
         found = (f"{how} {of['correlation']:+.2f}" for how, of in by_how.items())
         print(f"rank correlation of rarity and rise on {images}: {', '.join(found)}")
     if a.out:
-        records.write_json(a.out, result)
+        files.write_json(a.out, result)
 
 
 if __name__ == "__main__":

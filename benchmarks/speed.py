@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from callkit import data, records
+from callkit import data, files, records
 from callkit.capacity import expert_scale, merge
 from callkit.checkpoints import build_model
 from callkit.config import make_config
@@ -206,7 +206,7 @@ def main() -> None:
             "peak_memory_bytes": memory,
             "provenance": records.provenance(torch.device(a.device)),
         }
-        records.write_json(a.out, result)
+        files.write_json(a.out, result)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from callkit import data, objectives, records
+from callkit import data, files, objectives, records
 from callkit.allocation import AllocationLoss
 from callkit.checkpoints import load_model
 from callkit.diffusion import NoiseSchedule
@@ -30,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     model, config = load_model(records.results_folder() / CHECKPOINT, "reserved")
     model.requires_grad_(True)
-    train_set = data.load_long_tailed(config.dataset, config.imbalance_ratio).train
+    train_set = data.load_for(config).train
     allocation, schedule = AllocationLoss(train_set.counts, bound=config.bound), NoiseSchedule()
 
     def gradient(step: int, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def main() -> None:
     for name, value in result["added"].items():
         print(f"{name:28} {value:.3f}")
     if a.out:
-        records.write_json(a.out, result)
+        files.write_json(a.out, result)
 
 
 if __name__ == "__main__":

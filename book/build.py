@@ -31,6 +31,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pair import github_repository, pair
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 # Relative to ROOT, where main() goes: no page can then hold the builder's own paths.
@@ -44,14 +45,6 @@ PARAMETERS: dict[str, dict] = {
     # a slice of training, from the start on each build
     "05_training": {"minutes": 0.5, "run": str(BUILD / "runs" / "05_training")},
 }
-
-
-def documents(node) -> list[str]:
-    """Every document of a table of contents, in reading order, without suffixes."""
-    if isinstance(node, list):
-        return [document for item in node for document in documents(item)]
-    lists = [value for value in node.values() if isinstance(value, list)]
-    return [node[key] for key in ("root", "file") if key in node] + documents(lists)
 
 
 def files(folder: Path) -> list[Path]:
@@ -263,7 +256,7 @@ def render() -> None:
 
 def main() -> None:
     os.chdir(ROOT)
-    contents = documents(yaml.safe_load(Path("book/_toc.yml").read_text(encoding="utf-8")))
+    contents = list(parse_toc_yaml("book/_toc.yml"))  # in reading order, without suffixes
     names = [Path(document).name for document in contents if document.startswith("notebooks/")]
     execute(names)
     stage(names)

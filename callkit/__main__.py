@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from callkit import checkpoints, config, data, distributed, live, records, training
+from callkit import checkpoints, config, data, distributed, files, live, records, training
 
+DATA_ROOT = "where downloaded data sets are (default: %(default)s)"
 STOPPED = 75  # exit status of a run that can go on: the shell's "temporary failure"
 
 
@@ -41,7 +42,7 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
         help="run folder (default: runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>[-NAME=VALUE of each --set])",
     )
     p.add_argument("--minutes", type=float, help="stop after that long with a checkpoint; run again to go on")
-    p.add_argument("--data-root", type=Path, default=Path("data"), help="where downloaded data sets are")
+    p.add_argument("--data-root", type=Path, default=Path("data"), help=DATA_ROOT)
     p.add_argument("--compile", action="store_true", help="torch.compile the network, on a GPU with CUDA graphs")
     p.add_argument("--tensorboard", action="store_true", help="also write curves to RUN/tensorboard")
     add_device(p)
@@ -130,12 +131,13 @@ def add_evaluate(commands):
     p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
     p.add_argument("--weights", nargs="+", choices=checkpoints.WEIGHTS, help="(default: both with CALL, else theta)")
-    p.add_argument("--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help="1 is none")
+    scale = config.GUIDANCE_SCALE
+    p.add_argument("--guidance-scale", type=float, default=scale, help="1 is none (default: %(default)s)")
     p.add_argument("--extractor", help="digits, lite0 or inception (default: by data set and profile)")
     p.add_argument("--images", type=positive, help="how many to generate (default: as many as the profile says)")
     p.add_argument("--save-images", type=Path, help="also write every generated image to this folder, as PNG")
     p.add_argument("--results", type=Path, help="folder for the records (default: the run folder)")
-    p.add_argument("--data-root", type=Path, default=Path("data"))
+    p.add_argument("--data-root", type=Path, default=Path("data"), help=DATA_ROOT)
     add_device(p)
     p.set_defaults(command=evaluate, load_model=checkpoints.load_model, kind=config.TrainConfig)
     return p
@@ -181,10 +183,10 @@ def evaluate(a) -> None:
 def add_sample(commands):
     p = commands.add_parser("sample", help="write a picture of samples, one row per class")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
-    p.add_argument("--out", type=Path, default=Path("samples.png"))
-    p.add_argument("--per-class", type=positive, default=10)
-    p.add_argument("--weights", default="theta", choices=checkpoints.WEIGHTS)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")
+    p.add_argument("--per-class", type=positive, default=10, help="images in a row (default: %(default)s)")
+    p.add_argument("--weights", default="theta", choices=checkpoints.WEIGHTS, help="(default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     add_device(p)
     p.set_defaults(command=sample, load_model=checkpoints.load_model)
     return p
@@ -199,7 +201,7 @@ def sample(a) -> None:
 
     if a.out.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--out must end like a picture, as in samples.png; got {a.out}")
-    records.check_writable(a.out.parent)
+    files.check_writable(a.out.parent)
     checkpoint = checkpoint_of(a.run)
     model, c = a.load_model(checkpoint, a.weights, a.device)
     size = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]["image_size"]
@@ -221,8 +223,13 @@ def sample(a) -> None:
 def add_table(commands) -> None:
     p = commands.add_parser("table", help="tables from records, mean ± standard deviation over seeds")
     p.add_argument("results", type=Path, nargs="*", help="folders of records (default: the repository's results/)")
-    p.add_argument("--metric", default="fid", choices=("fid", "kid", "recall", "precision", "is"))
     instead = p.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--metric",
+        default="fid",
+        choices=("fid", "kid", "recall", "precision", "is"),
+        help="of the table by split (default: %(default)s)",
+    )
     instead.add_argument("--paper", type=int, choices=records.PAPER_TABLES, help="set ours beside this paper's table")
     instead.add_argument("--out", type=Path, help="write every table and result figure to this folder instead")
     p.set_defaults(command=table)
@@ -245,9 +252,7 @@ def table(a) -> None:
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m callkit", about: str = __doc__, adders=None) -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=about)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in adders or (add_train, add_evaluate, add_sample, add_table):
         add(commands)

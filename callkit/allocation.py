@@ -29,6 +29,8 @@ BOUND_FORMS = ("exponential", "cap", "relative")  # of phi; Chapter 07 compares 
 
 
 class AllocationOutput(NamedTuple):
+    """By sample, of Eq. (4) to (6)."""
+
     loss: Tensor  # (B,) lambda (L_Con + L_Div)
     distance: Tensor  # (B,) D
 
@@ -79,12 +81,15 @@ class AllocationLoss:
         return moved
 
     def phi(self, distance: Tensor, base_loss: Tensor | None = None) -> Tensor:
-        """What the diversity term gains from each distance, (B,); `base_loss` (B,) is for the relative bound."""
+        """What the diversity term gains from each distance, (B,); `base_loss` (B,) is for the relative bound, which
+        without it is a ValueError."""
         if self.bound is None:
             return distance
         if self.bound_form == "cap":
             return distance.clamp(max=self.bound)
         if self.bound_form == "relative":
+            if base_loss is None:
+                raise ValueError("the relative bound needs base_loss")
             return saturate(distance, self.bound * base_loss.detach())
         return saturate(distance, self.bound)
 
@@ -125,7 +130,8 @@ class AllocationLoss:
     def __call__(
         self, eps: Tensor, eps_general: Tensor, y: Tensor, base_loss: Tensor | None = None
     ) -> AllocationOutput:
-        """eps, eps_general (B, C, H, W) of theta and theta^g; y (B,) the true classes; base_loss (B,) theta's."""
+        """eps, eps_general (B, C, H, W) of theta and theta^g; y (B,) the true classes; base_loss (B,) theta's, for the
+        relative bound."""
         if self.stop_gradient:
             eps = eps.detach()
         difference = eps - eps_general

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from callkit import augment, records
+from callkit import augment, files
 from callkit.capacity import merge, reserve
 from callkit.config import TrainConfig
 from callkit.unet import UNet
@@ -55,7 +55,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict, prev
     has that name is the better one. OSError if it cannot be written; what was there before then still is.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with records.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"callkit": json.dumps(metadata)})
         except SafetensorError as error:
@@ -94,36 +94,29 @@ def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, T
         raise ValueError(f"{path} is damaged or was not written by callkit: {error}") from error
 
 
-def newest(run: str | Path) -> Path | None:
-    """The newest checkpoint of a run folder that can be read; None if the folder has none.
+def load_newest(run: str | Path, tensors: bool = True) -> tuple[Path, dict[str, Tensor], dict] | None:
+    """The newest checkpoint of a run folder that can be read, and what `load_checkpoint` finds there; None if the
+    folder has none.
 
     A damaged newest one is passed over, with a warning, for the one before; ValueError if there is none before.
     """
     path, previous = Path(run) / CHECKPOINT, Path(run) / PREVIOUS
     try:
-        load_checkpoint(path, tensors=False)
-        return path
-    except FileNotFoundError:
-        pass  # the first is still to come, or this one is being replaced at the moment
+        return path, *load_checkpoint(path, tensors)
+    except FileNotFoundError:  # the first is still to come, or this one has just got the other name
+        if not previous.exists():
+            return None
     except ValueError as error:
         if not previous.exists():
             raise
         warnings.warn(f"{error}; going back to {previous.name}", stacklevel=2)
-    return previous if previous.exists() else None
-
-
-def load_newest(run: str | Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict] | None:
-    """`load_checkpoint` of the `newest`; None if there is none."""
-    while path := newest(run):
-        with suppress(FileNotFoundError):  # it is being replaced at the moment
-            return load_checkpoint(path, tensors)
-    return None
+    return previous, *load_checkpoint(previous, tensors)
 
 
 def steps_done(run: str | Path) -> int:
     """How far the run in this folder has come; 0 if it has no checkpoint yet."""
     found = load_newest(run, tensors=False)
-    return found[1]["step"] if found else 0
+    return found[-1]["step"] if found else 0
 
 
 def available_weights(path: str | Path) -> list[str]:
@@ -216,27 +209,27 @@ def read_log(path: str | Path) -> list[StepRecord]:
             return {k: from_json(v) for k, v in value.items()}
         return float("nan") if value is None else value
 
-    lines = records.whole_lines(Path(path))
+    lines = files.whole_lines(Path(path))
     return [StepRecord(**{k: from_json(v) for k, v in json.loads(line).items()}) for line in lines]
 
 
 def log_line(record: StepRecord) -> str:
-    return json.dumps(records.to_json(record.__dict__), allow_nan=False) + "\n"
+    return json.dumps(files.to_json(record.__dict__), allow_nan=False) + "\n"
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Within the block this process alone trains in `run`. TrainingError, naming the other, if one does already.
 
-    The lock is one of `records.alone`. The folder is made; OSError if that cannot be. What was made goes again if the
+    The lock is one of `files.alone`. The folder is made; OSError if that cannot be. What was made goes again if the
     block leaves nothing there.
     """
     made = [p for p in (run, *run.parents) if not p.exists()]
-    records.check_writable(run)
+    files.check_writable(run)
     holder = run / HOLDER
     with ExitStack() as stack:
         try:
-            stack.enter_context(records.alone(run / LOCK, timeout=0))
+            stack.enter_context(files.alone(run / LOCK, timeout=0))
         except Timeout:
             who = holder.read_text() if holder.exists() else "another process"
             raise TrainingError(

@@ -67,6 +67,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
+    """What the paper says, taken apart into comparisons."""
+
     name: str
     source: str  # where in the paper
     text: str

@@ -104,6 +104,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict):
+        """Settings from those of a checkpoint or record. ValueError for a name that there is not."""
         check_names(cls, values)
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

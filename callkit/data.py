@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from callkit import folders, records
+from callkit import files, folders
 from callkit.config import Settings
 
 
@@ -184,7 +184,7 @@ def _torchvision(name: str, root: Path, train: bool = True):
 
     root.mkdir(parents=True, exist_ok=True)
     # one process downloads, the others wait; where nothing can be written there is nothing to wait for
-    alone = records.alone(root / f".{name}.lock") if os.access(root, os.W_OK) else nullcontext()
+    alone = files.alone(root / f".{name}.lock") if os.access(root, os.W_OK) else nullcontext()
     try:
         with alone:
             return getattr(datasets, name)(root, train=train, download=True)
@@ -192,13 +192,10 @@ def _torchvision(name: str, root: Path, train: bool = True):
         raise OSError(f"{name} is not in {root}, and could not be downloaded: {error}") from error
 
 
-def _cifar(name: str) -> Callable[[Path, int], ImageSet]:
-    def load(root: Path, size: int) -> ImageSet:
-        data = _torchvision(name, root)
-        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        return ImageSet(images, torch.tensor(data.targets), tuple(data.classes))
-
-    return load
+def _cifar(name: str, root: Path, size: int) -> ImageSet:
+    data = _torchvision(name, root)
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images, torch.tensor(data.targets), tuple(data.classes))
 
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
@@ -245,10 +242,11 @@ def _celeba_hq(root: Path, size: int) -> ImageSet:
     return ImageSet(folders.load_files(paths, size, root / CACHE), labels, ("Female", "Male"))
 
 
-def _from_classes(classes: dict[str, list[Path]], size: int, cache: Path) -> ImageSet:
+def _imagefolder(folder: Path, root: Path, size: int) -> ImageSet:
+    classes = folders.class_folders(folder)
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(p) for p in classes.values()]))
     paths = [p for of_class in classes.values() for p in of_class]
-    return ImageSet(folders.load_files(paths, size, cache), labels, tuple(classes))
+    return ImageSet(folders.load_files(paths, size, root / CACHE), labels, tuple(classes))
 
 
 def _artbench10(root: Path, size: int) -> ImageSet:
@@ -260,7 +258,7 @@ def _artbench10(root: Path, size: int) -> ImageSet:
             f"https://github.com/liaopeiyuan/artbench and unpack it in {root}, so that {folder}/ holds one folder "
             f"per style. Found in {root}: {folders.listing(root)}"
         )
-    return _from_classes(folders.class_folders(folder), size, root / CACHE)
+    return _imagefolder(folder, root, size)
 
 
 class DataSet(NamedTuple):
@@ -275,8 +273,8 @@ ANY = tuple(range(4, 1025))
 DATASETS = {
     "digits": DataSet(_digits, (8,)),
     "fashion-mnist": DataSet(_fashion, (32, 16, 8), partial(_fashion, train=False)),
-    "cifar10": DataSet(_cifar("CIFAR10"), (32,)),
-    "cifar100": DataSet(_cifar("CIFAR100"), (32,)),
+    "cifar10": DataSet(partial(_cifar, "CIFAR10"), (32,)),
+    "cifar100": DataSet(partial(_cifar, "CIFAR100"), (32,)),
     "celeba-hq": DataSet(_celeba_hq, (64, *ANY)),
     "artbench10": DataSet(_artbench10, (256, *ANY)),
 }
@@ -293,12 +291,7 @@ def load(dataset: str, root: str | Path = "data", image_size: int | None = None)
     """
     root = Path(root)
     if dataset.startswith(IMAGEFOLDER):
-        folder = Path(dataset.removeprefix(IMAGEFOLDER)).expanduser()
-
-        def load_folder(root: Path, size: int) -> ImageSet:
-            return _from_classes(folders.class_folders(folder), size, root / CACHE)
-
-        chosen = DataSet(load_folder, (64, *ANY))
+        chosen = DataSet(partial(_imagefolder, Path(dataset.removeprefix(IMAGEFOLDER)).expanduser()), (64, *ANY))
     elif dataset in DATASETS:
         chosen = DATASETS[dataset]
     else:

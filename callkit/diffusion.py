@@ -9,15 +9,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+DDPM_BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # linear variances (Ho et al., 2020)
+
 
 class NoiseSchedule:
-    """Linear variances beta_1..beta_T of DDPM (Ho et al., 2020), or those given as `betas` (T,); timesteps are 0..T-1.
+    """Variances beta_1..beta_T of the noise, `betas` (T,), of DDPM by default; timesteps are 0..T-1.
 
     `alpha_bar` (T,) is kept in float64 and rounded to float32 only where it meets an image.
     """
 
-    def __init__(self, timesteps: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02, betas: Tensor | None = None):
-        self.betas = torch.linspace(beta_1, beta_T, timesteps, dtype=torch.float64) if betas is None else betas.double()
+    def __init__(self, betas: Tensor = DDPM_BETAS):
+        self.betas = betas.double()
         self.timesteps = len(self.betas)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
 
@@ -33,7 +35,10 @@ class NoiseSchedule:
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_0) for given noise: sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps."""
+        """x_t ~ q(x_t | x_0) for given noise: sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+        Images and noise, here and below, (B, C, H, W); t (B,).
+        """
         signal, noise = self.signal_and_noise(t)
         return signal * x0 + noise * eps
 

@@ -38,8 +38,9 @@ class DigitsClassifier(nn.Module):
         return features, self.head(F.dropout(features, 0.5, self.training))
 
 
-def fit(steps: int = 2_000, batch_size: int = 64, seed: int = 0) -> tuple[DigitsClassifier, dict]:
+def fit() -> tuple[DigitsClassifier, dict]:
     """Train on 80 % of the digits, stratified; (model in eval mode, record with the accuracy on the other 20 %)."""
+    steps, batch_size, seed = 2_000, 64, 0
     digits = data.load("digits")
     train, test = train_test_split(range(len(digits)), test_size=0.2, stratify=digits.labels.numpy(), random_state=seed)
     images = data.to_float(digits.images)

@@ -33,7 +33,8 @@ def checked_device(name: str) -> torch.device:
 def started(device: str) -> Iterator[str]:
     """Within the block the processes that torchrun started know each other; yields this process's device.
 
-    Without torchrun it does nothing. ValueError for one GPU by its number, which would be that of all processes.
+    Without torchrun it does nothing. ValueError for one GPU by its number, which would be that of all processes, and
+    for more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
@@ -42,7 +43,7 @@ def started(device: str) -> Iterator[str]:
         raise ValueError(f"device must be cuda under torchrun, which gives each process its own GPU; got {device}")
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(checked_device(device))
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=timedelta(days=1))  # the first process measures while the others wait
     yield device
@@ -51,14 +52,17 @@ def started(device: str) -> Iterator[str]:
 
 
 def rank() -> int:
+    """This process's number, 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes there are, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def wait_for_all() -> None:
+    """Return when all processes have come here."""
     if world_size() > 1:
         dist.all_reduce(torch.zeros(1))  # on the CPU: a barrier that needs no GPU
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
-from callkit import checkpoints, config, data, distributed, metrics, records, sampling
+from callkit import checkpoints, config, data, distributed, files, metrics, records, sampling
 from callkit.diffusion import NoiseSchedule
 
 
@@ -34,9 +34,9 @@ def _reference(real: data.LongTailed) -> str:
 SAMPLE_SEED_OFFSET = 10_000  # so that sampling noise is not the training run's, and differs between seeds
 
 
-def training_curve(log: list[checkpoints.StepRecord], counts, points: int = 25) -> dict[str, list[float]]:
-    """The log in `points` averages: base loss, allocation loss, and D of Eq. (4) by split."""
-    chunks = [part for part in torch.arange(len(log)).chunk(points) if len(part)]
+def training_curve(log: list[checkpoints.StepRecord], counts) -> dict[str, list[float]]:
+    """The log in at most 25 averages: base loss, allocation loss, and D of Eq. (4) by split."""
+    chunks = [part for part in torch.arange(len(log)).chunk(25) if len(part)]
     groups = data.splits(counts)
     distance = torch.tensor([r.distance_by_class for r in log])
     curve = {
@@ -50,6 +50,13 @@ def training_curve(log: list[checkpoints.StepRecord], counts, points: int = 25) 
     return curve
 
 
+def whole_classes(images: int, num_classes: int) -> int:
+    """So many images or somewhat fewer, as many of each class. ValueError for less than two a class."""
+    if images < 2 * num_classes:
+        raise ValueError(f"images must be at least two a class, {2 * num_classes}; got {images}")
+    return images // num_classes * num_classes
+
+
 def _about_the_run(run: config.Settings, steps: int, counts: list[int], **words) -> dict:
     words = {**run.words(), "overrides": run.overrides(), **words}
     return {**words, "steps": steps, "images_seen": steps * run.batch_size, "class_counts": counts}
@@ -58,7 +65,7 @@ def _about_the_run(run: config.Settings, steps: int, counts: list[int], **words)
 def _record_path(results: Path, run: config.Settings, *last_words: str) -> Path:
     """Where the run's record goes. OSError if nothing can be written there, ValueError if a record of another run, on
     data of the same name, is there."""
-    records.check_writable(results)
+    files.check_writable(results)
     words = [records.data_word(run.dataset, run.imbalance_ratio), run.method, run.profile, f"seed{run.seed}"]
     path = results / ("-".join([*words, *records.file_words(run), *last_words]) + ".json")
     about = records.read_record(path).get("run") if path.exists() else None
@@ -91,7 +98,7 @@ def record_divergence(
         },
         "provenance": records.provenance(torch.device("cpu")),
     }
-    records.write_json(path, record)
+    files.write_json(path, record)
     return path
 
 
@@ -168,7 +175,7 @@ def _workplace(folder: Path) -> Iterator[None]:
     removed at the end, unless that is an error."""
     lock = folder.with_name(f"{folder.name}.lock")
     leader = distributed.rank() == 0
-    with records.alone(lock) if leader else nullcontext():
+    with files.alone(lock) if leader else nullcontext():
         distributed.wait_for_all()  # none may look into the folder before it is this evaluation's
         yield
         if leader:
@@ -208,7 +215,8 @@ def evaluate_run(
     goes on: what was sampled waits in `results`, in a folder that is removed at the end. Under torchrun all processes
     sample, and the first one measures and writes; the others return None. ValueError for a damaged checkpoint, an
     unfinished run, unknown weights or extractor, a scale that is no number, fewer than two images a class, data that
-    have changed since, a record of other data in the way, before any work.
+    have changed since, a record of other data in the way, before any work; FileNotFoundError without a checkpoint, and
+    OSError if nothing can be written in `results`.
     """
     check_guidance_scale(guidance_scale)
     checkpoint = Path(checkpoint)
@@ -227,9 +235,7 @@ def evaluate_run(
     steps, per_split = usual["steps"], usual["per_split"]
     most = config.usual_images(run.profile, model.num_classes)
     images = most if images is None else images
-    if images < 2 * model.num_classes:
-        raise ValueError(f"images must be at least two a class, {2 * model.num_classes}; got {images}")
-    images -= images % model.num_classes
+    images = whole_classes(images, model.num_classes)
     if images != most:
         per_split = None
     words = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
@@ -296,5 +302,5 @@ def evaluate_run(
             },
             "provenance": records.provenance(torch.device(device)),
         }
-        records.write_json(path, record)
+        files.write_json(path, record)
         return path

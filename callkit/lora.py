@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("Stable Diffusion needs diffusers, peft and transformers: pip install 'callkit[lora]'") from error
 
-from callkit import checkpoints, data, distributed, records, sampling, training
+from callkit import checkpoints, data, distributed, files, records, sampling, training
 from callkit.allocation import AllocationLoss
 from callkit.diffusion import NoiseSchedule
 from callkit.lora_config import DATASETS, METHODS, MODEL, PROFILES, TuneConfig, make_config
@@ -217,7 +217,7 @@ def export(path: str | Path, folder: str | Path) -> None:
     general.safetensors and, with CALL, expert.safetensors, in peft's format; merged/, a pipeline with all merged in.
     """
     folder = Path(folder)
-    records.check_writable(folder)
+    files.check_writable(folder)
     pipe, model, tune = _load(path)
     for name in (GENERAL, EXPERT)[: 1 + tune.call]:
         # The weights alone: scale 1 and no dropout are what diffusers takes them to have.
@@ -237,7 +237,7 @@ def cached_latents(model: StableDiffusion, images: Tensor, cache: Path) -> Tenso
         checkpoints.save_checkpoint(path, {"latents": model.encode(images, progress=len(images) >= 1000)}, {})
 
     path = cache / f"latents-{encoder.hexdigest()[:8]}-{data.fingerprint(images)}.safetensors"
-    return checkpoints.load_checkpoint(records.made_once(path, make))[0]["latents"]
+    return checkpoints.load_checkpoint(files.made_once(path, make))[0]["latents"]
 
 
 def train(

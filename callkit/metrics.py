@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from callkit import data, records
+from callkit import data, files
 from callkit.digits_extractor import WEIGHTS, DigitsClassifier
 
 try:
@@ -126,12 +126,16 @@ class InceptionExtractor(FeatureExtractorInceptionV3):
 
 
 def file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256, in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 class Extractor(NamedTuple):
+    """A network that makes features of images, and the file of its weights."""
+
     kind: type[nn.Module]
-    weights: Callable[[], Path]  # where its weights are
+    weights: Callable[[], Path]
 
 
 EXTRACTORS = {
@@ -209,6 +213,7 @@ def describe(images: Tensor, extractor: str = "digits", device: str = "cpu", pro
 
 
 def join(parts: list[Description]) -> Description:
+    """All rows of all parts, in order."""
     return Description(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -221,7 +226,7 @@ def describe_real(
     """`describe`; from CACHED_FROM images on kept in a file of `cache_folder`, whose name holds the images' and the
     extractor's hashes, if that can be written to."""
     if len(images) < CACHED_FROM:
-        return describe(images.images, extractor, device)
+        return describe(images.images, extractor, device, progress)
     pixels = data.fingerprint(images.images)
     name = f"features-{extractor}-{extractor_hash(extractor)[:8]}-{pixels}-{len(images)}.safetensors"
 
@@ -231,11 +236,11 @@ def describe_real(
 
     if not (cache_folder / name).exists():
         try:
-            records.check_writable(cache_folder)
+            files.check_writable(cache_folder)
         except OSError as error:
             warnings.warn(f"the features of {len(images):,} real images are not kept: {error}", stacklevel=2)
             return describe(images.images, extractor, device, progress)
-    return Description(**load_file(records.made_once(cache_folder / name, make)))
+    return Description(**load_file(files.made_once(cache_folder / name, make)))
 
 
 def statistics(features: Tensor) -> dict[str, np.ndarray]:
@@ -285,7 +290,8 @@ def copy_machine(train: data.ImageSet, per_class: int) -> Tensor:
 
 
 def nearest_is_train(generated: Tensor, train: Tensor, unseen: Tensor) -> float:
-    """Share of generated images whose nearest real image, in pixels, is one that was trained on.
+    """Share of generated images whose nearest real image, in pixels, is one that was trained on and nearer than all
+    unseen ones. All three (N, C, H, W).
 
     A model that generalises within a class reaches len(train) / (len(train) + len(unseen)); one that copies, 1.
     """

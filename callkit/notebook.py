@@ -41,8 +41,8 @@ def released(dataset: str, imbalance_ratio: float | None, method: str, profile: 
     path = records.results_folder() / records.released_name(run)
     if not path.exists():
         raise FileNotFoundError(
-            f"this chapter needs {path}, which does not exist: make it with `{_train(run)}` and "
-            f"`cp {records.run_folder(run) / CHECKPOINT} {path}`"
+            f"this chapter needs {path}, which does not exist: make it with `{_train(run)}` and, in Python, "
+            f"`callkit.checkpoints.save_released({str(records.run_folder(run) / CHECKPOINT)!r}, {str(path)!r})`"
         )
     return path
 

@@ -29,12 +29,16 @@ class Batch(NamedTuple):
 
 
 class ObjectiveOutput(NamedTuple):
+    """What a base loss returns."""
+
     loss: Tensor  # (B,) base loss of theta
     eps: Tensor  # (B, C, H, W) theta's prediction
     eps_general: Tensor | None  # theta^g's of the batch's `rows`, if asked for
 
 
 class Noised(NamedTuple):
+    """The draws of a step, and the noised images that they make."""
+
     t: Tensor  # (B,)
     eps: Tensor  # (B, C, H, W)
     x_t: Tensor  # (B, C, H, W)

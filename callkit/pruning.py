@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 
 from callkit import data
 from callkit.capacity import expert_weights
@@ -44,26 +45,17 @@ def prune(module: nn.Module, rate: float = 0.1, how: str = "global") -> nn.Modul
     pruned = copy.deepcopy(module)
     layers = prunable(pruned)
     if how == "global":
-        zero_smallest([m.weight for m in layers], rate)
+        n = int(rate * sum(m.weight.numel() for m in layers))
+        torch_prune.global_unstructured([(m, "weight") for m in layers], torch_prune.L1Unstructured, amount=n)
     for m in layers:
         if how == "layer":
-            zero_smallest([m.weight], rate)
+            torch_prune.l1_unstructured(m, "weight", int(rate * m.weight.numel()))
         elif how == "filter":
-            norms = m.weight.flatten(1).abs().sum(1)
-            gone = norms.argsort(stable=True)[: int(rate * len(norms))]
-            m.weight[gone] = 0
+            torch_prune.ln_structured(m, "weight", int(rate * len(m.weight)), n=1, dim=0)
             if m.bias is not None:
-                m.bias[gone] = 0
+                m.bias.mul_(m.weight_mask.flatten(1)[:, 0])
+        torch_prune.remove(m, "weight")
     return pruned
-
-
-def zero_smallest(weights: list[Tensor], rate: float) -> None:
-    """Set the int(rate * n) entries of smallest magnitude, over all n together, to zero in place."""
-    magnitudes = torch.cat([w.abs().flatten() for w in weights])
-    gone = torch.zeros_like(magnitudes, dtype=torch.bool)
-    gone[magnitudes.argsort(stable=True)[: int(rate * len(magnitudes))]] = True
-    for w, mask in zip(weights, gone.split([w.numel() for w in weights]), strict=True):
-        w.masked_fill_(mask.view_as(w), 0)
 
 
 @torch.no_grad()

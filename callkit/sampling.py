@@ -37,7 +37,8 @@ def ddim_timesteps(timesteps: int, steps: int) -> list[int]:
 
 
 def guided_eps(model: nn.Module, x: Tensor, t: Tensor, y: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans, 2021), both predictions in one forward."""
+    """Classifier-free guidance (Ho & Salimans, 2021), both predictions in one forward; x and the result (B, C, H, W), t
+    and y (B,)."""
     if guidance_scale == 1:
         return model(x, t, y)
     null = torch.full_like(y, model.num_classes)

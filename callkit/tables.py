@@ -13,7 +13,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from callkit import claims, records, viz
+from callkit import claims, files, records, viz
 from callkit.claims import runs
 from callkit.config import OF_CALL, TITLES
 from callkit.records import Study, label, method_overrides
@@ -96,7 +96,7 @@ def record_rows(found: list[dict]) -> list[dict]:
     for r in found:
         run = r["run"]
         words = {k: run[k] for k in ("dataset", "imbalance_ratio", "profile", "method", "seed", "weights")}
-        words |= {"overrides": label("", run["overrides"])[2:], "guidance_scale": run["guidance_scale"]}
+        words |= {"overrides": label("", run["overrides"]), "guidance_scale": run["guidance_scale"]}
         for split, scores in r["metrics"].items():
             metrics = {m: scores.get(m) for m in ("fid", "kid", "recall", "precision", "is")}
             rows.append({"file": r["file"]} | words | {"split": split} | metrics)
@@ -284,7 +284,7 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
     records.csv, all scores; all.md, every variant and when diverged runs stopped; measured, the claims that are about
     no score; paper-table1 to 5, ours beside the paper's numbers.
     """
-    records.check_writable(folder)
+    files.check_writable(folder)
     written = []
 
     def table(name: str, rows: list[dict], markdown: bool = True) -> None:

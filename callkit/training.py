@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from callkit import augment, data, distributed, records
+from callkit import augment, data, distributed, files, records
 from callkit.allocation import AllocationLoss
 from callkit.checkpoints import (
     CHECKPOINT,
@@ -320,11 +320,21 @@ def carry_out(
 ) -> Iterator[StepRecord]:
     """The steps of `train` for any model: `prepare` makes it, once the run folder is found free and fitting."""
     with locked(run) if distributed.rank() == 0 else nullcontext():
-        resumed = load_newest(run)
-        if resumed:
-            _same_run(config, resumed[1]["config"], run / CHECKPOINT)
-        if not resumed or resumed[1]["step"] < config.steps:
-            yield from _steps(config, run, device, minutes, prepare(), resumed)
+        found = load_newest(run, tensors=False)
+        if found:
+            _same_run(config, found[-1]["config"], run / CHECKPOINT)
+        if not found or found[-1]["step"] < config.steps:
+            yield from _steps(config, run, device, minutes, prepare())
+
+
+def _resume(state: _State, run: Path, counts: np.ndarray) -> tuple[int, float]:
+    """Steps and seconds of the run's newest checkpoint, to which `state` is set; zeros without one."""
+    if not (found := load_newest(run)):
+        return 0, 0.0
+    path, tensors, metadata = found
+    check_counts(metadata, counts, path)
+    state.restore(tensors, metadata["step"])
+    return metadata["step"], metadata["seconds"]
 
 
 def _steps(
@@ -333,23 +343,17 @@ def _steps(
     device: torch.device,
     minutes: float | None,
     pieces: Pieces,
-    resumed: tuple[dict[str, Tensor], dict] | None,
 ) -> Iterator[StepRecord]:
     network, parameters, optimiser, draw, allocation, schedule, counts, about, precision = pieces
     checkpoint, leader = run / CHECKPOINT, distributed.rank() == 0
     generator, objective = torch.Generator(device), OBJECTIVES[config.base]
     state = _State(config, parameters, optimiser, counts, device)
-    start, seconds_before = 0, 0.0
-    if resumed:
-        tensors, metadata = resumed
-        check_counts(metadata, counts, checkpoint)
-        start, seconds_before = metadata["step"], metadata["seconds"]
-        state.restore(tensors, start)
+    start, seconds_before = _resume(state, run, counts)
     distributed.wait_for_all()  # the first process must not change the folder before all have read it
     if leader:
         # A log is cut back to the checkpoint: steps after it are done again.
         kept = "".join(log_line(r) for r in read_log(run / LOG) if r.step <= start)
-        with records.replacing(run / LOG) as temporary:
+        with files.replacing(run / LOG) as temporary:
             temporary.write_text(kept)
         (run / DIVERGED).unlink(missing_ok=True)
     provenance = records.provenance(device) | {"processes": distributed.world_size()}
@@ -378,7 +382,7 @@ def _steps(
                 continue
             if leader:
                 found = {"term": term, "value": str(value.item())}  # NaN and infinity are not JSON
-                records.write_json(run / DIVERGED, metadata_at(step) | found)
+                files.write_json(run / DIVERGED, metadata_at(step) | found)
             no_floor = term == "allocation loss" and config.bound is None
             raise TrainingError(
                 f"step {step}: the {term} is {value.item():.3g}, beyond ±{limit:g}; stopped. "

@@ -179,8 +179,8 @@ class UNet(nn.Module):
         """Time plus class, (B, 4 * channels). Null may differ from sample to sample."""
         angles = t[:, None] * self.frequencies
         table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sin, cos interleaved
-        null = (y == self.num_classes)[:, None]
-        emb = self.time(table) + self.label(y.clamp(max=self.num_classes - 1)).masked_fill(null, 0.0)
+        null = y == self.num_classes
+        emb = self.time(table) + self.label(y.masked_fill(null, 0)).masked_fill(null[:, None], 0.0)
         return emb if augmentation is None else emb + self.augmentation(augmentation)
 
     def dropout_masks(self, x_t: Tensor) -> Masks:

@@ -116,8 +116,8 @@ def class_columns(blocks: dict[str, Tensor], heads: list[str], splits: dict[str,
     return figure
 
 
-def split_bars(groups: dict[str, dict[str, tuple[float, float]]], ylabel: str = "FID (lower is better)") -> Figure:
-    """Grouped bars: groups[method][split] = (mean, standard deviation). A log axis where values differ tenfold."""
+def split_bars(groups: dict[str, dict[str, tuple[float, float]]]) -> Figure:
+    """Grouped bars of FID: groups[method][split] = (mean, standard deviation). A log axis where they differ tenfold."""
     figure, axes = _figure()
     splits = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
@@ -131,7 +131,7 @@ def split_bars(groups: dict[str, dict[str, tuple[float, float]]], ylabel: str = 
         axes.bar_label(bars, fmt="%.3g", fontsize=8, color=INK, padding=2)
     axes.set_xticks(range(len(splits)), [s.capitalize() for s in splits])
     values = np.array([m for by_split in groups.values() for m, _ in by_split.values()])
-    axes.set(ylabel=ylabel, yscale="log" if values.max() > 10 * values.min() else "linear")
+    axes.set(ylabel="FID (lower is better)", yscale="log" if values.max() > 10 * values.min() else "linear")
     axes.margins(y=0.15)
     axes.legend()
     return figure
@@ -235,22 +235,22 @@ def class_changes(rows: dict[str, dict[str, tuple]], ylabel: str, splits: dict[s
     return figure
 
 
-def divergence_curves(runs: dict[str, list[dict]], diverged: set[str], split: str = "few") -> Figure:
-    """D of one split during training, one line a run: runs[name] = curves, as in a record's training.curve. A cross
+def divergence_curves(runs: dict[str, list[dict]], diverged: set[str]) -> Figure:
+    """D on Few during training, one line a run: runs[name] = curves, as in a record's training.curve. A cross
     ends the lines of the names in `diverged`, whose runs were stopped."""
     figure, axes = _figure(figsize=(6.4, 3.6))
     for (name, curves), color in zip(runs.items(), (VERMILION, ORANGE, PURPLE, SKY, BLUE, GREEN), strict=False):
         for i, curve in enumerate(curves):
-            values = np.array(curve[f"distance_{split}"], dtype=float)
+            values = np.array(curve["distance_few"], dtype=float)
             axes.plot(curve["step"], values, color=color, label=name if i == 0 else None)
             if name in diverged:
                 axes.plot(curve["step"][-1], values[-1], "x", color=color, markersize=8, markeredgewidth=2)
-    axes.set(xlabel="training step", ylabel=f"distance D, {split.capitalize()}", yscale="log")
+    axes.set(xlabel="training step", ylabel="distance D, Few", yscale="log")
     axes.legend(fontsize=8)
     return figure
 
 
-def variant_dots(rows: dict[str, dict[str, list[float]]], xlabel: str = "FID (lower is better)") -> Figure:
+def variant_dots(rows: dict[str, dict[str, list[float]]]) -> Figure:
     """One panel per split, one line per variant, one dot per seed: rows[variant][split] = values. The first variant's
     range is shaded through all lines."""
     splits = list(next(iter(rows.values())))
@@ -260,8 +260,9 @@ def variant_dots(rows: dict[str, dict[str, list[float]]], xlabel: str = "FID (lo
         axes.axvspan(min(first), max(first), color=INK, alpha=0.2, linewidth=0)
         for at, by_split in enumerate(rows.values()):
             axes.plot(by_split[split], [at] * len(by_split[split]), "o", color=SPLIT_COLORS.get(split, INK), alpha=0.8)
-        axes.set(xlabel=xlabel if split == splits[len(splits) // 2] else "", title=split.capitalize())
+        axes.set_title(split.capitalize())
         axes.margins(x=0.15)
+    panels[len(splits) // 2].set_xlabel("FID (lower is better)")
     panels[0].set_yticks(range(len(rows)), rows)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     return figure

@@ -85,7 +85,7 @@ for record in live.follow(steps, settings, run):
 # images is what the method does.
 
 # %%
-_, state = checkpoints.load_newest(run, tensors=False)
+*_, state = checkpoints.load_newest(run, tensors=False)
 done, seconds_per_step = state["step"], state["seconds"] / state["step"]
 print(
     f"{done:,} of {settings.steps:,} steps done, {1000 * seconds_per_step:.0f} ms each; "

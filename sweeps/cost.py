@@ -11,7 +11,6 @@ other networks do more work is counted, in multiplications.
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 
 import grid
@@ -38,11 +37,8 @@ def _multiplications(
     dataset: str, size: int, channels: int, channel_mult: tuple, attention_levels: tuple, blocks: int
 ) -> int:
     """Of one evaluation of the network, of one image."""
-    plain = config.make_config(dataset, method="ddpm")
-    network = replace(
-        plain, channels=channels, channel_mult=channel_mult, attention_levels=attention_levels, num_res_blocks=blocks
-    )
-    model = build_model(network, 3, 10)
+    sizes = dict(channels=channels, channel_mult=channel_mult, attention_levels=attention_levels, num_res_blocks=blocks)
+    model = build_model(config.make_config(dataset, method="ddpm", **sizes), 3, 10)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     return counter.get_total_flops()
@@ -63,15 +59,18 @@ def training_steps(c: TrainConfig) -> float:
     return c.steps * method_ratio(c.method) * network_ratio(c)
 
 
+def sampling_steps(images: int, steps: int, guidance_scale: float, batch_size: int = SPEED["batch_size"]) -> float:
+    """Of sampling so many images in so many steps of DDIM, in training steps of DDPM on that batch and network."""
+    evaluations = images / batch_size * steps * (1 if guidance_scale == 1 else 2)
+    return evaluations * SPEED["milliseconds"]["sample, plain"] / SPEED["milliseconds"]["step, DDPM"]
+
+
 def evaluation_steps(c: TrainConfig, guidance_scale: float) -> float:
     """Of sampling all that `evaluate` asks for, theta and with CALL theta^g, in the unit. Guidance evaluates twice."""
     options, classes = config.SAMPLING[c.profile], CLASSES.get(c.dataset, 10)
     splits = data.splits(range(classes, 0, -1))
     images = metrics.generated_counts(splits, classes, options["images"], options["per_split"]).sum()
-    evaluations = images / SPEED["batch_size"] * options["steps"] * (1 if guidance_scale == 1 else 2)
-    milliseconds = SPEED["milliseconds"]
-    one = milliseconds["sample, plain"] / milliseconds["step, DDPM"]
-    return evaluations * (2 if c.call else 1) * one * network_ratio(c)
+    return sampling_steps(images, options["steps"], guidance_scale) * (1 + c.call) * network_ratio(c)
 
 
 def cost(runs: Iterable[tuple[TrainConfig, Iterable[float]]]) -> tuple[float, float]:

@@ -17,7 +17,7 @@
 run = "runs/digits-ir50/call-cpu/seed0"  # the run folder, with its records
 guidance_scale = 1.0
 per_class = 10
-classes = 10  # that are drawn: the first so many, which are the largest
+classes = 10  # that are drawn: the first so many
 
 # %% tags=["remove-stderr"]
 import json
@@ -31,6 +31,8 @@ from callkit.diffusion import NoiseSchedule
 
 viz.style()
 found = records.load_records(run) + records.load_records(run, diverged=True)
+if not found:
+    raise FileNotFoundError(f"no records in {run}: run `python -m callkit evaluate {run}` first")
 settings = config.TrainConfig.from_dict(found[0]["config"])
 Markdown(f"`{run}`\n\n{records.table(found)}")
 
@@ -55,7 +57,7 @@ if log:
 checkpoint = Path(run) / checkpoints.CHECKPOINT
 if "diverged" not in found[0]:
     metadata = checkpoints.load_checkpoint(checkpoint, tensors=False)[1]
-    labels = torch.arange(min(classes, metadata["num_classes"])).repeat_interleave(per_class)
+    labels = sampling.balanced_labels(min(classes, metadata["num_classes"]), per_class)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for weights in checkpoints.available_weights(checkpoint):
         model, _ = checkpoints.load_model(checkpoint, weights, device)

@@ -23,12 +23,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
+from cost import method_ratio, sampling_steps
 
 from callkit import __main__ as cli
-from callkit import checkpoints, config, data, evaluation, live, metrics, records, sampling, training, viz
+from callkit import checkpoints, config, data, evaluation, files, live, metrics, records, sampling, training, viz
 
-SPEED = records.benchmark("speed")["milliseconds"]
-MARKS, WEIGHTS = "marks.jsonl", "weights-bf16.safetensors"
+MARKS, MEASURED = "marks.jsonl", "weights-bf16.safetensors"
 MARGIN = 1.2  # on the estimate of an evaluation
 
 
@@ -57,12 +57,12 @@ def time_limit(seconds: float | None):
 
 def read_marks(run: Path) -> list[dict]:
     """The lines of a run's marks.jsonl; one that was cut off is dropped, and done again."""
-    return [json.loads(line) for line in records.whole_lines(run / MARKS)]
+    return [json.loads(line) for line in files.whole_lines(run / MARKS)]
 
 
 def add_mark(run: Path, mark: dict) -> None:
     """One more line, in place of one that was cut off."""
-    with records.replacing(run / MARKS) as temporary:
+    with files.replacing(run / MARKS) as temporary:
         temporary.write_text("".join(json.dumps(m) + "\n" for m in [*read_marks(run), mark]))
 
 
@@ -94,10 +94,7 @@ class Slice:
         metrics.check_extractor(self.extractor)
         self.real = data.load_for(c, data_root)
         self.load_seconds = time.monotonic() - self.began  # training loads the images again, every time
-        classes = self.real.full.num_classes
-        if images < 2 * classes:
-            raise ValueError(f"images must be at least two a class, {2 * classes}; got {images}")
-        self.images = images // classes * classes
+        self.images = evaluation.whole_classes(images, self.real.full.num_classes)
 
     def left(self) -> float:
         """Seconds."""
@@ -130,11 +127,11 @@ class Slice:
         if step == 0 or (step % self.every and step != self.steps):
             return []
         have = {m["weights"] for m in self.marks(run) if m["step"] == step}
-        return [w for w in checkpoints.available_weights(checkpoints.newest(run)) if w not in have]
+        return [w for w in checkpoints.WEIGHTS[: 1 + self.runs[run].call] if w not in have]
 
     def seconds_per_step(self, run: Path) -> float | None:
         found = checkpoints.load_newest(run, tensors=False)
-        return found[1]["seconds"] / found[1]["step"] if found else None
+        return found[-1]["seconds"] / found[-1]["step"] if found else None
 
     def estimate(self, run: Path) -> float | None:
         """Seconds that an evaluation will take: as the last one did, before that by the ratio of a sampler's step to a
@@ -145,8 +142,9 @@ class Slice:
                 return MARGIN * whole[-1]
         if (step := self.seconds_per_step(run)) is None:
             return None
-        ratio = SPEED["sample, plain"] / SPEED["step, DDPM"] * (1 if self.guidance_scale == 1 else 2)
-        return MARGIN * self.images / self.runs[run].batch_size * self.sampler_steps * ratio * step
+        c = self.runs[run]
+        steps = sampling_steps(self.images, self.sampler_steps, self.guidance_scale, c.batch_size)
+        return MARGIN * steps * step / method_ratio(c.method)  # its own steps take longer than DDPM's
 
     def train(self, run: Path) -> None:
         """To the next mark, or until the time is over."""
@@ -162,8 +160,7 @@ class Slice:
 
     def evaluate(self, run: Path, weights: str) -> None:
         c, began = self.runs[run], time.monotonic()
-        checkpoint, source = run / WEIGHTS, checkpoints.newest(run)
-        metadata = checkpoints.load_checkpoint(source, tensors=False)[1]
+        checkpoint, (source, _, metadata) = run / MEASURED, checkpoints.load_newest(run, tensors=False)
         checkpoints.check_counts(metadata, self.real.train.counts, source)
         self.say(f"{c.method}: evaluating {weights} at step {metadata['step']:,}")
         checkpoints.save_released(source, checkpoint, torch.bfloat16)

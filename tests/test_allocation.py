@@ -136,6 +136,8 @@ def test_a_relative_bound_is_in_units_of_the_base_loss_and_constant_in_the_gradi
     d = torch.tensor([5.0, 0.3])
     torch.testing.assert_close(loss.phi(d, base), torch.stack([saturate(d[0], 0.02), saturate(d[1], 1.0)]))
     assert not loss.phi(d, base).requires_grad
+    with pytest.raises(ValueError, match="the relative bound needs base_loss"):
+        loss(*predictions(0.04), torch.tensor([0]))
 
 
 def test_stop_gradient_moves_theta_g_alone():

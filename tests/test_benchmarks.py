@@ -53,10 +53,12 @@ def test_a_look_into_two_runs(runs, tmp_path, monkeypatch, capsys):
     assert found["runs"]["ddpm"]["config"]["method"] == "ddpm" and found["runs"]["ddpm"]["step"] == 20
 
 
-def test_runs_of_different_data_are_not_set_side_by_side(runs, tmp_path, monkeypatch, capsys):
-    other = make_config(imbalance_ratio=20, method="call", profile="smoke", channels=8, steps=1)
+@pytest.mark.parametrize("change", [{"imbalance_ratio": 20}, {"redraw": True, "seed": 1}])
+def test_runs_of_different_data_are_not_set_side_by_side(change, runs, tmp_path, monkeypatch, capsys):
+    other = make_config(method="call", profile="smoke", channels=8, steps=1, **change)
     list(training.train(other, tmp_path))
     monkeypatch.setattr(sys, "argv", ["probe.py", str(runs["ddpm"]), str(tmp_path)])
     with pytest.raises(SystemExit):
         probe.main()
-    assert "the runs are of different data, ('digits', 50) and ('digits', 20)" in capsys.readouterr().err
+    said = f"digits-ir{other.imbalance_ratio:g}, seed {other.seed}"
+    assert f"the runs have other training images, digits-ir50, seed 0 and {said}" in capsys.readouterr().err

@@ -114,6 +114,13 @@ def test_options_are_checked_where_they_are_read(option, message, capsys, monkey
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", [["--paper", "1"], ["--out", "tables"]])
+def test_a_metric_is_of_the_plain_table_alone(other, capsys):
+    with pytest.raises(SystemExit):
+        main(["table", "--metric", "kid", *other])
+    assert f"{other[0]}: not allowed with argument --metric" in capsys.readouterr().err
+
+
 def test_weights_that_a_run_lacks_are_refused_before_the_others_are_evaluated(tmp_path):
     list(train(make_config(method="ddpm", profile="smoke", channels=8), tmp_path))
     with pytest.raises(SystemExit, match="was trained without CALL: it has no 'theta_g'"):

@@ -30,7 +30,7 @@ def test_noise_and_image_imply_each_other():
 
 
 def test_a_moved_schedule_leaves_the_first_where_it_is():
-    schedule = NoiseSchedule(10)
+    schedule = NoiseSchedule(torch.linspace(1e-4, 0.02, 10))
     there = schedule.to("meta")
     assert {there.alpha_bar.device.type, there.betas.device.type} == {"meta"} and there.timesteps == 10
     assert {schedule.alpha_bar.device.type, schedule.betas.device.type} == {"cpu"}

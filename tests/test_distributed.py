@@ -133,6 +133,14 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch):
             pass
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "99")
+    monkeypatch.setenv("LOCAL_RANK", "98")
+    with pytest.raises(ValueError, match="there is no device cuda:98"):
+        with distributed.started("cuda"):
+            pass
+
+
 def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
@@ -146,3 +154,28 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("callkit.distributed.world_size", lambda: 3)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes, 3, got 16"):
         next(train(make_config(profile="smoke"), tmp_path))
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert [distributed.checked_device(d) for d in ("cpu", "cuda", "cuda:0")] == [
+        torch.device(d) for d in ("cpu", "cuda", "cuda:0")
+    ]
+    for wrong in ("cuda:0x", "cpu:0", "gpu"):
+        with pytest.raises(ValueError, match=f"device must be cpu, cuda or cuda:N, got {wrong}"):
+            distributed.checked_device(wrong)
+
+
+def test_a_flag_in_any_process_is_up(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+
+    def all_reduce(flags, op):
+        others = torch.tensor([1.0])
+        flags.copy_(
+            {distributed.dist.ReduceOp.MAX: torch.maximum, distributed.dist.ReduceOp.MIN: torch.minimum}[op](
+                flags, others
+            )
+        )
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    assert distributed.any_process(False) is True

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from callkit import checkpoints, data, evaluation, records, sampling, training
+from callkit import checkpoints, data, evaluation, files, metrics, records, sampling, training
 from callkit.__main__ import main
 from callkit.config import SAMPLING, make_config
 from callkit.diffusion import NoiseSchedule
@@ -115,7 +115,7 @@ def test_the_curve_of_a_record_has_the_averages_of_the_log():
         checkpoints.StepRecord(10 * i + 10, 0.0, base[i], allocation[i], 0.0, 0.0, zeros, distance[i].tolist())
         for i in range(50)
     ]
-    curve = evaluation.training_curve(log, [9, 5, 2, 1], points=25)
+    curve = evaluation.training_curve(log, [9, 5, 2, 1])
     assert curve["step"] == list(range(20, 501, 20))
     expected = {"base_loss": base, "allocation_loss": allocation}
     expected |= {f"distance_{split}": distance[:, c] for c, split in enumerate(("many", "medium", "few"))}
@@ -174,7 +174,7 @@ def test_a_record_of_other_data_with_the_same_name_is_not_overwritten(run, tmp_p
     path = evaluation.evaluate_run(run, results=tmp_path)
     record = json.loads(path.read_text())
     record["run"]["dataset"] = "imagefolder:elsewhere/digits"
-    records.write_json(path, record)
+    files.write_json(path, record)
     with pytest.raises(ValueError, match=r"is the record of a run on imagefolder:elsewhere/digits, and this one is on"):
         evaluation.evaluate_run(run, results=tmp_path)
     assert list(tmp_path.iterdir()) == [path], "before any work"
@@ -265,3 +265,48 @@ def test_a_snapshot_samples_every_set_of_weights_from_the_same_noise(run):
         y = sampling.balanced_labels(10, 2)
         assert torch.equal(drawn, sampling.sample(model, evaluation.NoiseSchedule(), y, 8, seed=3, steps=5))
     assert not torch.equal(images["theta"], images["theta_g"])
+
+
+def test_which_noise_and_which_images_of_which_run(tmp_path, monkeypatch):
+    """Another seed, another checkpoint of the same settings, and the paper's numbers of images."""
+    seen, describe, score = [], evaluation.describe_samples, metrics.score
+    monkeypatch.setitem(SAMPLING, "smoke", dict(images=40, per_split=24, steps=2))
+    monkeypatch.setattr(evaluation, "describe_samples", lambda *a: seen.append(a) or describe(*a))
+    asked = []
+    monkeypatch.setattr(metrics, "score", lambda *a: asked.append(a[4:6]) or score(*a))
+    for name, seed, images in (("a", 0, None), ("b", 0, None), ("c", 1, None), ("a", 0, 30)):
+        run = tmp_path / name
+        steps = 3 if name == "b" else 2
+        list(training.train(make_config(profile="smoke", channels=8, steps=2, seed=seed, lr=1e-3 * steps), run))
+        path = evaluation.evaluate_run(run / checkpoints.CHECKPOINT, results=tmp_path / name / "r", images=images)
+    seeds = [a[3] for a in seen]
+    assert seeds == [10_000, 10_000, 10_001, 10_000]
+    assert len({a[7].name for a in seen}) == 4, "none finds the parts of another"
+    assert asked == [(40, 24)] * 3 + [(30, None)]
+    assert json.loads(path.read_text())["evaluation"]["generated_images_per_split"] is None
+
+
+def test_a_record_counts_the_images_of_its_reference(tmp_path, monkeypatch):
+    load = data.load_for
+
+    def apart(c, root):
+        real = load(c, root)
+        return data.LongTailed(real.full, real.kept, real.full.subset(range(500)))
+
+    monkeypatch.setattr(data, "load_for", apart)
+    list(training.train(make_config(profile="smoke", channels=8, steps=1), tmp_path))
+    found = json.loads(evaluation.evaluate_run(tmp_path / checkpoints.CHECKPOINT).read_text())
+    assert found["evaluation"]["real_images"] == 500 and "test set" in found["evaluation"]["reference"]
+
+
+def test_the_seconds_of_the_batches_add_up_to_those_that_sampling_took(tmp_path, monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: float(next(ticks)))
+
+    class Model(torch.nn.Linear):
+        def sample_batches(self, labels, *_, wanted):
+            return (torch.zeros(16, 1, 8, 8, dtype=torch.uint8) for _ in wanted)
+
+    evaluation.describe_samples(Model(1, 1), torch.zeros(48).long(), 1024, 0, 1, 1.0, "digits", tmp_path)
+    found = [checkpoints.load_checkpoint(p, tensors=False)[1]["seconds"] for p in sorted(tmp_path.iterdir())]
+    assert found == [1.0, 1.0, 1.0]

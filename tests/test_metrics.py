@@ -373,3 +373,74 @@ def test_thumbnails_average_to_32_pixels():
     assert metrics.thumbnails(big).shape == (1, 3, 32, 32) and (metrics.thumbnails(big) == 50).all()
     small = torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(metrics.thumbnails(small), small)
+
+
+def test_lite0_sees_images_resized_scaled_and_averages_its_last_features():
+    extractor = metrics._extractor("lite0")
+    images = torch.randint(256, (2, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = torch.nn.functional.interpolate(images.float(), (96, 96), mode="bilinear", antialias=True)
+    features = extractor.network.extract_features((x - 127) / 128).mean((2, 3))
+    torch.testing.assert_close(extractor(images)[0], features, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_kept_of_large_images_are_thumbnails(monkeypatch):
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            return x.float().mean((2, 3)), x.float().mean((2, 3))
+
+    monkeypatch.setattr(metrics, "_extractor", lambda _: Two())
+    assert metrics.describe(torch.zeros(3, 1, 64, 64, dtype=torch.uint8)).thumbnails.shape == (3, 1, 32, 32)
+
+
+def test_the_smaller_side_decides_which_scores_there_are():
+    two, three, many = torch.randn(2, 4), torch.randn(3, 4), torch.randn(50, 4)
+    for generated, reference in ((two, many), (many, two), (many, three), (three, many)):
+        scores = metrics.compare(generated, reference)
+        assert np.isfinite(scores["fid"]) and np.isnan([scores[k] for k in ("kid", "recall", "precision")]).all()
+    assert np.isnan(metrics.compare(many, torch.randn(1, 4))["fid"])
+
+
+def test_a_tie_is_no_copy():
+    x = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    assert metrics.nearest_is_train(x, x, x) == 0
+
+
+def test_the_first_images_of_each_class_count_and_unseen_ones_as_many(real, monkeypatch):
+    labels, seen = balanced_labels(10, 30), []
+    generated = metrics.Description(torch.arange(300)[:, None], torch.zeros(300, 1), torch.zeros(300, 1, 8, 8).byte())
+    described = metrics.Description(torch.zeros(1797, 1), torch.zeros(1797, 1), real.full.images)
+    monkeypatch.setattr(
+        metrics, "compare", lambda ours, theirs, logits=None: seen.append(ours.flatten().tolist()) or {}
+    )
+    names = list(metrics.score(generated, labels, real, described, images=50, per_split=12)["metrics"])
+    found = dict(zip(names, seen, strict=True))
+    assert found["overall"] == [30 * c + i for c in range(10) for i in range(5)]
+    for name in ("few", "unseen-few"):
+        assert found[name] == [30 * c + i for c in range(6, 10) for i in range(3)], name
+
+
+def test_copies_are_looked_for_in_the_own_class_and_averaged_over_classes(real):
+    """Class 9 shows its training images, class 8 those of class 0, the rest unseen ones."""
+
+    def first(images, c):
+        return images.images[images.labels == c][:3]
+
+    images = [first(real.unseen, c) for c in range(8)] + [first(real.train, 0), first(real.train, 9)]
+    found = metrics.evaluate(torch.cat(images), balanced_labels(10, 3), real)["copies"]["few"]
+    assert found["nearest_is_train"] == pytest.approx(1 / 4)
+
+
+def test_copies_of_large_images_are_looked_for_in_thumbnails():
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (40, 1, 64, 64), generator=g, dtype=torch.uint8)
+    full = data.ImageSet(pixels[:20], torch.arange(2).repeat(10), ("a", "b"))
+    test = data.ImageSet(pixels[20:], torch.arange(2).repeat(10), ("a", "b"))
+    apart = data.LongTailed(full, np.arange(12), test)
+
+    def describe(x):
+        features = x.flatten(1)[:, :4].float()
+        return metrics.Description(features, features, metrics.thumbnails(x))
+
+    train = full.subset(apart.kept)
+    copies = metrics.score(describe(train.images), train.labels, apart, describe(test.images))["copies"]
+    assert copies and all(found["nearest_is_train"] == 1 for found in copies.values())

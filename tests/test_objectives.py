@@ -213,3 +213,40 @@ def test_unknown_words(unet):
         oc(unet, make_batch(), SCHEDULE, gen(), mode="up")
     with pytest.raises(ValueError, match="unknown prior 'flat'; known: train, uniform"):
         cbdm(unet, make_batch(), SCHEDULE, gen(), prior="flat")
+
+
+def test_timesteps_begin_at_zero():
+    n = 60_000
+    y = torch.zeros(n, dtype=torch.int64)
+    noised = add_noise(Batch(torch.zeros(n, 1, 1, 1), y, y, torch.ones(1)), SCHEDULE, gen())
+    assert noised.t.min() == 0 and noised.t.max() == 999
+
+
+@pytest.mark.parametrize("base", OBJECTIVES)
+def test_what_comes_back_for_the_allocation_loss_is_both_predictions_for_the_condition(base, reserved):
+    batch = make_batch()
+    out = OBJECTIVES[base](reserved, batch, SCHEDULE, gen(), both=True)
+    noised = add_noise(batch, SCHEDULE, gen())
+    eps, general = reserved.forward_both(noised.x_t, noised.t, batch.condition)
+    assert torch.equal(out.eps, eps) and torch.equal(out.eps_general, general)
+
+
+@pytest.mark.parametrize(("base", "predictions"), [("ddpm", 1), ("focal", 1), ("cbdm", 2), ("oc", 1)])
+def test_every_prediction_is_told_the_augmentation(base, predictions):
+    heard = []
+
+    class Spy(Table):
+        def forward(self, x, t, y, augmentation):
+            heard.append(augmentation)
+            return super().forward(x, t, y)
+
+    batch = make_batch()._replace(augmentation=torch.ones(6, 9))
+    OBJECTIVES[base](Spy(), batch, SCHEDULE, gen())
+    assert len(heard) == predictions and all(a is batch.augmentation for a in heard)
+
+
+def test_the_options_default_to_the_published_values():
+    model, batch = Table(), make_batch()
+    published = dict(tau=1.0, gamma=0.25, prior="train")
+    assert torch.equal(cbdm(model, batch, SCHEDULE, gen()).loss, cbdm(model, batch, SCHEDULE, gen(), **published).loss)
+    assert torch.equal(focal(model, batch, SCHEDULE, gen()).loss, focal(model, batch, SCHEDULE, gen(), gamma=1.0).loss)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_unet
 
-from callkit import data, probes
+from callkit import data, probes, pruning
 from callkit.allocation import AllocationLoss
-from callkit.capacity import expert_scale, expert_weights, merge
+from callkit.capacity import expert_scale, expert_weights, merge, reserve
 from callkit.diffusion import NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
@@ -149,3 +150,75 @@ def test_the_dial_ends_at_theta_g_and_theta(monkeypatch):
     for i, weights in enumerate(("theta_g", "theta")):
         expected = load_model(path, weights)[0](x, torch.tensor([5, 500]), torch.tensor([0, 9]))
         torch.testing.assert_close(seen[i], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_signed_mass_is_linear_in_both_weights():
+    con, div = (probes.signed_mass([6, 3, 1], c, d) for c, d in ((1, 0), (0, 1)))
+    np.testing.assert_allclose(probes.signed_mass([6, 3, 1], 0.5, 0.2), 0.5 * con + 0.2 * div)
+
+
+def test_probes_measure_without_dropout(images):
+    torch.manual_seed(0)
+    model = reserve(make_unet(dropout=0.5), 0.5)
+    for e in expert_weights(model).values():
+        e.B.data.normal_(0, 0.2)
+    for measure in (
+        lambda m: probes.branch_distance(m, images, SCHEDULE, [500]),
+        lambda m: probes.offset(m, images, SCHEDULE, draws=1).mean,
+        lambda m: probes.hidden_features(m, images, SCHEDULE, 500),
+        lambda m: pruning.losses(m, images, SCHEDULE, draws=1),
+    ):
+        model.train()
+        first = measure(model)
+        model.train()
+        assert (np.asarray(measure(model)) == np.asarray(first)).all()
+
+
+def test_spectra_are_those_of_the_two_matrices(reserved):
+    found = probes.spectra(reserved)
+    for name, weight in merge(reserved, 0.0).state_dict().items():
+        if (layer := name.removesuffix(".weight")) in found:
+            expected = torch.linalg.svdvals(weight.flatten(1))
+            np.testing.assert_allclose(found[layer].general, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_sizes_are_of_queries_and_keys_on_the_way_up():
+    model = make_unet()
+    found = probes.attention_sizes(model)
+    assert found.keys() == {"up.0.attention", "up.1.attention"}
+    block = model.up[1].attention
+    for n, m in (("q", block.q), ("k", block.k)):
+        size = torch.linalg.matrix_norm(m.weight[:, :, 0, 0], 2).item()
+        assert found["up.1.attention"][n] == pytest.approx(size, rel=1e-4)
+        assert found["up.1.attention"][f"{n} bias"] == pytest.approx(m.bias.square().sum().sqrt().item(), rel=1e-4)
+
+
+def test_hidden_features_are_what_enters_the_last_convolution_on_average_over_pixels(unet, images):
+    found = probes.hidden_features(unet, images, SCHEDULE, t=300)
+    t, null = torch.full((12,), 300), torch.full((12,), 4)
+    eps = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    state = unet.encode(SCHEDULE.q_sample(data.to_float(images.images), t, eps), t, null)
+    tail, unet.tail = unet.tail, unet.tail[:2]
+    expected = unet.decode(state).mean((2, 3))
+    unet.tail = tail
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_probe_tells_all_minorities_from_the_rest():
+    labels = torch.arange(4).repeat(100)
+    features = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
+    features[labels >= 2, 2] += 5
+    assert probes.minority_probe(features, labels, [2, 3]) > 0.95
+
+
+def test_the_control_shares_no_direction_with_the_expert():
+    model = make_unet()
+    torch.manual_seed(0)
+    model = reserve(model, 0.1)
+    for e in expert_weights(model).values():
+        e.B.data.normal_(0, 0.2)
+    one = expert_weights(model)
+    for name, e in expert_weights(probes.random_expert(model)).items():
+        if e.B.shape[1] == 1 and len(e.B) >= 8:
+            overlap = torch.nn.functional.cosine_similarity(e.B[:, 0], one[name].B[:, 0], 0).abs()
+            assert overlap < 0.99, name

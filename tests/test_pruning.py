@@ -107,3 +107,37 @@ def test_pruning_nothing_changes_nothing():
     clipped = data.ImageSet(digits.images, digits.labels.clamp(max=3), tuple("abcd"))
     before, after = (losses(m, clipped, NoiseSchedule(), draws=2) for m in (model, prune(model, 0)))
     assert torch.equal(before, after)
+
+
+def test_every_convolution_and_linear_map_may_be_pruned(unet):
+    names = {n for n, m in unet.named_modules() if m in set(prunable(unet))}
+    assert names == {
+        n.removesuffix(".weight") for n, p in unet.named_parameters() if n.endswith(".weight") and p.ndim > 1
+    } - {"label"}
+
+
+def test_a_negative_rate_is_refused(unet):
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\), got -0.1"):
+        prune(unet, -0.1)
+
+
+def test_filters_are_ordered_by_their_l1_norm():
+    layer = torch.nn.Linear(4, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 1, 1, 1], [3, 0, 0, 0]])  # L1: 4 and 3; L2: 2 and 3
+    assert prune(layer, 0.5, "filter").weight.any(1).tolist() == [True, False]
+
+
+def test_losses_are_of_each_image_told_its_own_class_at_its_own_time_and_noise():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, t, y):
+            seen.append((x, t, y))
+            return torch.zeros_like(x)
+
+    digits = data.load("digits").subset(range(40))
+    same = data.ImageSet(digits.images[:1].expand(40, -1, -1, -1), digits.labels, digits.class_names)
+    one, other = (losses(Spy(), same, NoiseSchedule(), draws=2, seed=s) for s in (0, 1))
+    _, t, y = seen[0]
+    assert torch.equal(y, same.labels) and len(t.unique()) > 20 and t.max() > 400
+    assert len(one.unique()) == 40 and not torch.equal(one, other)

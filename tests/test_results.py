@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import torch
 
-from callkit import data, metrics, records, tables
+from callkit import data, files, metrics, records, tables
 from callkit.checkpoints import load_checkpoint, load_model
 from callkit.config import TrainConfig, make_config
 from callkit.evaluation import evaluate_run, snapshot
@@ -261,9 +261,9 @@ def test_table_says_when_runs_diverged():
 
 def test_writing_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "r.json"
-    records.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        records.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
 
 

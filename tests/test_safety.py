@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from callkit import checkpoints, records
+from callkit import checkpoints, files
 from callkit.checkpoints import (
     CHECKPOINT,
     LOG,
@@ -136,7 +136,7 @@ def no_locks(monkeypatch):
 
 def test_without_locks_a_file_is_made_all_the_same_and_nothing_is_left_to_wait_for(no_locks, tmp_path):
     with pytest.warns(UserWarning, match="is on a file system without locks"):
-        made = records.made_once(tmp_path / "made", lambda path: path.write_text("all"))
+        made = files.made_once(tmp_path / "made", lambda path: path.write_text("all"))
     assert made.read_text() == "all" and not any(p.read_text() for p in tmp_path.iterdir() if p != made)
 
 
@@ -151,7 +151,7 @@ def test_between_the_two_renames_there_is_always_one_checkpoint(tmp_path):
         if record.step == 10:
             break
     (tmp_path / CHECKPOINT).unlink()  # killed after the old file got its new name
-    assert load_newest(tmp_path)[1]["step"] == 6
+    assert load_newest(tmp_path)[-1]["step"] == 6
     (tmp_path / PREVIOUS).unlink()
     assert load_newest(tmp_path) is None
 
@@ -199,7 +199,7 @@ def test_a_file_that_several_want_is_made_once(tmp_path):
         path.write_text("whole")
 
     def want(_):
-        return records.made_once(tmp_path / "new" / "file", make).read_text()
+        return files.made_once(tmp_path / "new" / "file", make).read_text()
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(want, range(4))) == ["whole"] * 4
@@ -208,7 +208,7 @@ def test_a_file_that_several_want_is_made_once(tmp_path):
 
 def test_what_a_killed_process_left_of_a_file_goes_and_other_users_may_wait_for_it(tmp_path):
     (tmp_path / ".file.12345").write_text("half")
-    records.made_once(tmp_path / "file", lambda path: path.write_text("whole"))
+    files.made_once(tmp_path / "file", lambda path: path.write_text("whole"))
     (lock,) = set(tmp_path.iterdir()) - {tmp_path / "file"}
     assert lock.name == ".file.lock" and lock.stat().st_mode & 0o777 == 0o666
 

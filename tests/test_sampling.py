@@ -3,8 +3,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from callkit import sampling
+from callkit.data import to_uint8
 from callkit.diffusion import NoiseSchedule
 from callkit.sampling import balanced_labels, ddim, ddim_timesteps, ddpm, guided_eps, sample
+
+SHORT = NoiseSchedule(torch.linspace(1e-4, 0.02, 50))
 
 
 def last(steps):
@@ -40,10 +43,10 @@ def test_guided_samplers_equal_diffusers(unet, sampler):
     if sampler == "ddim":
         scheduler, options = DDIMScheduler(**settings, set_alpha_to_one=True), dict(use_clipped_model_output=True)
         scheduler.set_timesteps(10)
-        found = last(ddim(unet, NoiseSchedule(50), x, y, 10, 2.5)).x
+        found = last(ddim(unet, SHORT, x, y, 10, 2.5)).x
     else:
         scheduler, options = DDPMScheduler(**settings, variance_type="fixed_large"), dict(generator=theirs)
-        found = last(ddpm(unet, NoiseSchedule(50), x, y, ours, guidance_scale=2.5)).x
+        found = last(ddpm(unet, SHORT, x, y, ours, guidance_scale=2.5)).x
     with torch.no_grad():
         for t in scheduler.timesteps:
             eps, without = (unet(x, t.repeat(3), condition) for condition in (y, null))
@@ -63,7 +66,7 @@ def test_ddpm_equals_diffusers(unet, variance, clip):
         for t in scheduler.timesteps:
             x = scheduler.step(unet(x, t.repeat(4), y), t, x, generator=generator).prev_sample
     generator.manual_seed(1)
-    ours = last(ddpm(unet, NoiseSchedule(50), noise, y, generator, variance, clip_x0=clip)).x
+    ours = last(ddpm(unet, SHORT, noise, y, generator, variance, clip_x0=clip)).x
     scale = max(1.0, x.abs().max().item())
     torch.testing.assert_close(ours / scale, x / scale, rtol=0, atol=2e-5)
 
@@ -153,3 +156,30 @@ def test_balanced_labels():
 def test_labels_out_of_range(unet, y):
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4"):
         sample(unet, NoiseSchedule(), y, 8)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_every_step_says_its_time_its_state_and_the_image_implied_there(unet, sampler):
+    schedule, y = SHORT, torch.tensor([0, 1, 3])
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    if sampler == "ddim":
+        steps, grid = list(ddim(unet, schedule, x, y, 5)), ddim_timesteps(50, 5)
+    else:
+        steps, grid = list(ddpm(unet, schedule, x, y, torch.Generator().manual_seed(1))), list(range(49, -1, -1))
+    assert [step.t for step in steps] == grid
+    for step in steps:
+        t = torch.full_like(y, step.t)
+        with torch.no_grad():
+            expected = schedule.eps_to_x0(x, t, unet(x, t, y)).clamp(-1, 1)
+        torch.testing.assert_close(step.x0, expected)
+        assert not step.x.requires_grad, "no graph through all steps is kept"
+        x = step.x
+    torch.testing.assert_close(x, expected)  # the last goes to alpha_bar = 1
+
+
+def test_sample_is_ddim_from_its_seeds_noise_with_so_many_steps_and_clipping(unet):
+    y = torch.tensor([0, 3, 4, 4])  # the last two without a class
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    *_, step = ddim(unet, NoiseSchedule(), noise, y, 4, 2.0, clip_x0=True)
+    assert torch.equal(sample(unet, NoiseSchedule(), y, 8, seed=3, steps=4, guidance_scale=2.0), to_uint8(step.x))
+    assert not unet.training

@@ -147,3 +147,40 @@ def test_bfloat16_is_used_where_it_is_asked_for_and_comes_close(tmp_path):
         moment[precision] = load_checkpoint(tmp_path / precision / CHECKPOINT)[0]["exp_avg.tail.2.weight"]
     error = (moment["bf16"] - moment["fp32"]).norm() / moment["fp32"].norm()
     assert 1e-4 < error < 0.05
+
+
+def test_a_run_starts_with_dropout_on_and_plain_adam():
+    pieces = training._pieces(smoke(), CPU, "data", False)
+    assert pieces.network.training
+    assert type(pieces.optimiser) is torch.optim.Adam and pieces.optimiser.defaults["weight_decay"] == 0
+
+
+def test_with_ada_images_are_mirrored_by_the_warp_alone():
+    real = data.load_long_tailed("digits", 50).train
+    c = smoke(batch_size=512, augment=True, flip=True)
+    batch, _ = training._Batches(c, real, AllocationLoss(real.counts), CPU).draw(3, torch.Generator().manual_seed(0))
+    x0 = data.to_float(real.images[training.batch_index(len(real), 512, c.seed, 3)])
+    moved = (batch.x0 - x0).abs().flatten(1).amax(1) > 1e-4
+    assert torch.equal(moved, batch.augmentation.any(1))
+
+
+def test_each_process_compares_as_many_samples_of_its_own_share(monkeypatch):
+    real = data.load_long_tailed("digits", 50).train
+    monkeypatch.setattr(training.distributed, "world_size", lambda: 2)
+    batches = training._Batches(smoke(branch_share=0.25), real, AllocationLoss(real.counts), CPU)
+    y, sums = real.labels[torch.arange(0, len(real), len(real) // 16)[:16]], []
+    for step in range(300):
+        rows, weights = batches._compared(y, step)
+        assert (rows[:2] < 8).all() and (rows[2:] >= 8).all() and len(rows) == len(weights) == 4
+        sums.append(weights.sum().item())
+    assert np.mean(sums) == pytest.approx(1, abs=0.1), "an average over the batch"
+
+
+def test_the_loss_of_a_split_is_an_average_over_its_samples_and_the_sums_begin_anew():
+    state = training._State(smoke(), {}, None, [9, 6, 3, 2], CPU)
+    for loss, drawn in (([8.0, 1.0, 6.0, 1.0], [4.0, 1.0, 2.0, 1.0]), ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])):
+        state.by_class[:2] += torch.tensor([loss, drawn])
+        record = state.record(5, 0.0)
+        for split, classes in state.splits.items():
+            expected = sum(loss[c] for c in classes) / sum(drawn[c] for c in classes)
+            assert record.base_loss_by_split[split] == pytest.approx(expected), split

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "sweeps"))
 
 import train_slice  # noqa: E402
+from cost import method_ratio  # noqa: E402
 
 WORDS = ["--dataset", "digits", "--imbalance-ratio", "50", "--profile", "smoke", "--device", "cpu", "--images", "40"]
 SMALL = ["--set", "channels=8"]
@@ -48,13 +49,25 @@ def test_methods_take_turns_and_are_measured_at_each_mark(tmp_path, capsys):
     assert (tmp_path / "digits-ir50/slice-smoke-seed0.png").read_bytes().startswith(b"\x89PNG")
     # what was measured is what was left, half as large, and the run itself is that of `callkit train`
     run = folders(tmp_path)["oc-call"]
-    left, about = checkpoints.load_checkpoint(run / train_slice.WEIGHTS)
+    left, about = checkpoints.load_checkpoint(run / train_slice.MEASURED)
     assert about["step"] == 20 and {v.dtype for v in left.values()} == {torch.bfloat16}
     list(training.train(make_config(method="oc-call", profile="smoke", channels=8), tmp_path / "whole"))
     whole, _ = checkpoints.load_checkpoint(tmp_path / "whole" / checkpoints.CHECKPOINT)
     assert all(torch.equal(whole[k].bfloat16(), v) for k, v in left.items())
     call(tmp_path, "5")
     assert {m: train_slice.read_marks(run) for m, run in folders(tmp_path).items()} == marks, "nothing is left to do"
+
+
+def test_the_first_estimate_is_of_the_network_and_not_of_the_method(tmp_path, monkeypatch):
+    """A step of OC + CALL takes longer than one of DDPM; its network samples as fast."""
+    runs = {tmp_path / m: make_config(method=m, profile="smoke", channels=8) for m in ("ddpm", "oc-call")}
+    of = train_slice.Slice(runs, 1, 40, "cpu", Path("data"))
+    seconds = {run: 0.1 * method_ratio(c.method) for run, c in runs.items()}
+    monkeypatch.setattr(of, "seconds_per_step", seconds.get)
+    ddpm, call = map(of.estimate, runs)
+    assert call == pytest.approx(ddpm)
+    of.guidance_scale = 2.5
+    assert of.estimate(tmp_path / "ddpm") == pytest.approx(2 * ddpm)
 
 
 def test_an_evaluation_that_does_not_fit_is_put_off_and_then_comes_first(tmp_path, capsys, monkeypatch):

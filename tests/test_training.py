@@ -4,17 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import closing
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from safetensors.torch import save_file
 
-from callkit import records, training
+from callkit import checkpoints, data, records, training
 from callkit.capacity import expert_weights
 from callkit.checkpoints import (
     CHECKPOINT,
+    DIVERGED,
     LOG,
     PREVIOUS,
     TrainingError,
@@ -339,3 +342,110 @@ def test_a_checkpoint_says_when_its_part_of_the_run_ended(tmp_path, monkeypatch)
     list(train(smoke(), tmp_path))
     ends = [load_checkpoint(tmp_path / name)[1]["provenance"]["finished"] for name in (PREVIOUS, CHECKPOINT)]
     assert ends == ["time 1", "time 2"]
+
+
+def test_the_compared_subset_is_another_one_at_each_step(tmp_path, monkeypatch):
+    asked, original = [], training.step_seed
+    monkeypatch.setattr(training, "step_seed", lambda *words: asked.append(words) or original(*words))
+    list(train(smoke(seed=7, steps=3, branch_share=0.5), tmp_path))
+    for stream in (2, 3, 4):
+        assert len({words for words in asked if words[1] == stream}) == 3, stream
+
+
+def test_seconds_go_on_counting_in_a_resumed_run(tmp_path):
+    list(train(smoke(), tmp_path, minutes=0))
+    tensors, metadata = load_checkpoint(tmp_path / CHECKPOINT)
+    save_checkpoint(tmp_path / CHECKPOINT, tensors, metadata | {"seconds": 1000.0})
+    assert 1000 < next(train(smoke(), tmp_path)).seconds < 1600
+
+
+def test_what_says_that_a_run_diverged_goes_when_it_goes_on(tmp_path):
+    (tmp_path / DIVERGED).write_text("{}")
+    list(train(smoke(steps=1), tmp_path))
+    assert not (tmp_path / DIVERGED).exists()
+
+
+def test_a_gradient_that_is_not_finite_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.tensor(float("nan")))
+    with pytest.raises(TrainingError, match="the gradient norm is nan"):
+        list(train(smoke(), tmp_path))
+    assert json.loads((tmp_path / DIVERGED).read_text())["term"] == "gradient norm"
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_relative_bound_is_told_the_base_loss(tmp_path):
+    *_, last = train(smoke(bound_form="relative", branch_share=0.5), tmp_path)
+    assert np.isfinite(last.loss)
+
+
+def test_the_log_counts_a_dropped_sample_to_its_own_class(tmp_path):
+    record = next(train(smoke(method="ddpm", label_drop=1.0, steps=1), tmp_path))
+    counts = data.load_long_tailed("digits", 50).train
+    y = counts.labels[training.batch_index(len(counts), 16, 0, 0)]
+    assert np.isfinite(record.base_loss_by_class).nonzero()[0].tolist() == y.unique().tolist()
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path):
+    seen = []
+    thread = threading.Thread(target=lambda: seen.extend(train(smoke(steps=1), tmp_path)))
+    thread.start()
+    thread.join()
+    assert [r.step for r in seen] == [1]
+
+
+def test_the_last_steps_of_a_run_are_logged(tmp_path):
+    assert [r.step for r in train(smoke(steps=7), tmp_path)] == [5, 7]
+
+
+def test_rank_and_place_of_the_expert_reach_the_network():
+    experts = {
+        where: {
+            name: e.B.shape[1] for name, e in expert_weights(build_model(smoke(rank=r, where=where), 1, 10)).items()
+        }
+        for where, r in (("up", 0.1), ("all", 0.5))
+    }
+    assert "head" in experts["all"] and all(name.startswith("up.") for name in experts["up"])
+    assert all(experts["all"][name] > rank for name, rank in experts["up"].items())
+
+
+def test_nothing_is_nan_again_when_a_log_is_read(tmp_path):
+    record = next(train(smoke(method="ddpm", steps=1), tmp_path))
+    again = read_log(tmp_path / LOG)[0]
+    np.testing.assert_equal(again.base_loss_by_class, record.base_loss_by_class)
+    assert np.isnan(again.distance_by_class).all()
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_a_safetensors_file_of_somebody_else_is_refused(tmp_path, metadata):
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", metadata)
+    with pytest.raises(ValueError, match="was not written by callkit"):
+        load_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_there_is_no_expert_to_keep_in_a_run_without_call(tmp_path):
+    list(train(smoke(method="ddpm", steps=1), tmp_path))
+    with pytest.raises(ValueError, match="without CALL: it has no 'reserved'"):
+        load_model(tmp_path / CHECKPOINT, "reserved")
+
+
+def test_a_checkpoint_that_does_not_fit_its_own_config_is_refused(tmp_path):
+    list(train(smoke(method="ddpm", steps=1), tmp_path))
+    tensors, metadata = load_checkpoint(tmp_path / CHECKPOINT)
+    bias = tensors["ema.tail.2.bias"]
+    for change in ({"ema.tail.2.bias": bias.repeat(2)}, {"ema.more": bias.clone()}):
+        save_checkpoint(tmp_path / "changed.safetensors", tensors | change, metadata)
+        with pytest.raises(ValueError, match=r"does not fit the network.*of 1 parameters"):
+            load_model(tmp_path / "changed.safetensors")
+
+
+def test_a_released_checkpoint_in_bfloat16_is_half_as_large(tmp_path):
+    list(train(smoke(method="ddpm", steps=1), tmp_path))
+    save_released(tmp_path / CHECKPOINT, tmp_path / "small.safetensors", torch.bfloat16)
+    assert {v.dtype for v in load_checkpoint(tmp_path / "small.safetensors")[0].values()} == {torch.bfloat16}
+    assert load_model(tmp_path / "small.safetensors")[0].head.weight.dtype == torch.float32
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(KeyError), checkpoints.locked(tmp_path / "a" / "b"):
+        raise KeyError
+    assert not (tmp_path / "a").exists()

@@ -3,7 +3,7 @@ import torch
 from conftest import make_unet
 
 from callkit.capacity import expert_scale, expert_weights, reserve
-from callkit.unet import Attention, ResBlock, UNet
+from callkit.unet import Attention, ResBlock, UNet, group_norm
 
 
 @pytest.mark.parametrize(("num_classes", "parameters"), [(10, 35_751_427), (100, 35_797_507)])
@@ -33,6 +33,12 @@ def test_null_adds_exactly_nothing_and_may_differ_per_sample(unet, inputs):
     without = unet.embed(t, y)
     assert torch.equal(mixed[3], without[3])
     assert not torch.allclose(mixed[:3], without[:3])
+
+
+def test_a_class_beyond_null_is_an_error_and_not_the_last_class(unet, inputs):
+    x, t, y = inputs
+    with pytest.raises(IndexError):
+        unet(x, t, y + unet.num_classes + 1)
 
 
 def test_samples_do_not_affect_each_other(unet, inputs):
@@ -173,3 +179,37 @@ def test_in_bfloat16_attention_sends_no_gradient_to_its_keys_bias():
         (out.float() * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum().backward()
         size[enabled] = (block.k.bias.grad.norm() / block.q.bias.grad.norm()).item()
     assert size[True] < 1e-4 and size[False] < 1e-4  # 3e-3 with scores and products in bfloat16
+
+
+def test_group_norm_has_32_groups_or_the_most_of_four_channels_or_more():
+    assert [group_norm(c).num_groups for c in (128, 256, 64, 24, 8)] == [32, 32, 16, 6, 2]
+
+
+def test_wrong_image_width(unet):
+    with pytest.raises(ValueError, match="multiples of 2"):
+        unet(torch.zeros(1, 1, 8, 7), torch.tensor([0]), torch.tensor([0]))
+
+
+def from_the_middle_on(name, module):
+    return name.startswith(("middle.", "up.")) and isinstance(module, torch.nn.Conv2d)
+
+
+@pytest.mark.parametrize("where", ["up", "all", from_the_middle_on])
+def test_forward_both_equals_two_forwards_with_ada(where, inputs):
+    model = reserve(make_unet(condition_size=9), 0.5, where).eval()
+    for e in expert_weights(model).values():
+        e.B.data.normal_(0, 0.2)
+    told = (*inputs, torch.randn(4, 9, generator=torch.Generator().manual_seed(0)))
+    both = model.forward_both(*told)
+    with expert_scale(model, 0):
+        general = model(*told)
+    torch.testing.assert_close(both, (model(*told), general))
+    assert (model(*told) - model(*inputs)).abs().max() > 1e-3
+
+
+def test_the_last_class_is_none_and_no_augmentation_is_zeros():
+    model = UNet(1, 4, channels=8, channel_mult=(1, 2), condition_size=9)
+    model.augmentation.weight.data.normal_()
+    t, y = torch.tensor([5, 5]), torch.tensor([3, 4])
+    assert not torch.equal(*model.embed(t, y))
+    torch.testing.assert_close(model.embed(t, y, torch.zeros(2, 9)), model.embed(t, y), rtol=0, atol=0)
