@@ -193,11 +193,16 @@ CLAIMS = (
         "rivals",
         "Table 1",
         "RS is worse than DDPM, focal loss is level with it, and ADA, CBDM and OC are better",
-        (
-            Part(runs("rs"), "higher", runs("ddpm")),
-            Part(runs("focal"), "equal", runs("ddpm")),
-            Part(runs("ada"), "lower", runs("ddpm")),
-            *(Part(runs(m, scale=s), "lower", runs("ddpm", scale=s)) for m in ("cbdm", "oc") for s in (1.0, 1.5, 2.5)),
+        tuple(
+            Part(runs(method, scale=s), expected, runs("ddpm", scale=s))
+            for method, expected in (
+                ("rs", "higher"),
+                ("focal", "equal"),
+                ("ada", "lower"),
+                ("cbdm", "lower"),
+                ("oc", "lower"),
+            )
+            for s in (1.0, 1.5, 2.5)
         ),
     ),
     Claim(

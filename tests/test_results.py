@@ -301,6 +301,21 @@ def test_the_readme_shows_what_the_records_say():
         for s in (*tables.SPLITS, "overall")
     ]
     assert all(r.low < 1 < r.high and len(r.seeds) == 3 for r in of_default), "between bounds no difference"
+    at_its_best, top = ("ddpm", 1.5), ("oc-call", 2.5)
+    of_ddpm = {
+        pair: paired(*(digits.select(m, guidance_scale=s) for m, s in pair), ratio=True).words()
+        for pair in ((("oc-call", 1), ("ddpm", 1)), (top, ("ddpm", 2.5)), (top, at_its_best))
+    }
+    without, at_top, best = of_ddpm.values()
+    assert f"has {without} times DDPM's overall FID without guidance and {at_top} of it at 2.5" in text
+    assert f"With each at its best scale it is {best} (" in text
+    overall = {
+        (m, s): records.mean_std(digits.select(m, guidance_scale=s), "metrics", "overall", "fid")[0]
+        for m in ("ddpm", "oc-call")
+        for s in (1, 1.5, 2.5)
+    }
+    for method, scale in (top, at_its_best):
+        assert overall[method, scale] == min(v for (m, _), v in overall.items() if m == method)
     drawn = by_name["digits-ir50-cpu-redraw=True"]
     again = paired(drawn.select("call"), drawn.select("ddpm"), "few", ratio=True)
     assert f"again with other images for each seed ({again.words()}, five pairs" in text
