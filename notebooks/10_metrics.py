@@ -763,10 +763,11 @@ pd.DataFrame(directions).T.fillna("not run")
 
 # %% [markdown]
 # Which directions carry over ({doc}`11_ablations` has the words for ours) is decided by the guidance scale. At 2.5, where
-# DDPM is far from its own best and OC at the best that it had, those in print appear, CBDM, OC and OC + CALL ahead of
-# DDPM; without guidance they are turned round. The paper does not say at which scale it compares. With one small data
-# set and a few seeds we would not read more into it. The paper's grids are ready to run ({doc}`../book/sweeps`); once their records are in `results/`, the tables above show
-# them, as does `python -m callkit table --paper 1`.
+# DDPM is far from its own best and OC at the best that it had, most of those in print appear, with CBDM, OC and OC + CALL
+# ahead of DDPM; without guidance these are turned round, and at 1.5 RS is worse than DDPM, as in print. The paper does
+# not say at which scale it compares. With one small data set and a few seeds we would not read more into it. The paper's
+# grids are ready to run ({doc}`../book/sweeps`); once their records are in `results/`, the tables above show them, as
+# does `python -m callkit table --paper 1`.
 #
 # ```{admonition} Pitfalls
 # :class: warning

@@ -304,17 +304,25 @@ def test_the_readme_shows_what_the_records_say():
     at_its_best, top = ("ddpm", 1.5), ("oc-call", 2.5)
     of_ddpm = {
         pair: paired(*(digits.select(m, guidance_scale=s) for m, s in pair), ratio=True).words()
-        for pair in ((("oc-call", 1), ("ddpm", 1)), (top, ("ddpm", 2.5)), (top, at_its_best))
+        for pair in (
+            (("oc-call", 1), ("ddpm", 1)),
+            (top, ("ddpm", 2.5)),
+            (top, at_its_best),
+            (("oc", 2.5), at_its_best),
+        )
     }
-    without, at_top, best = of_ddpm.values()
+    without, at_top, best, oc = of_ddpm.values()
     assert f"has {without} times DDPM's overall FID without guidance and {at_top} of it at 2.5" in text
-    assert f"With each at its best scale it is {best} (" in text
+    assert f"With each at its best scale it is {best}, and for OC without CALL {oc};" in text
+    for method in ("oc", "oc-call"):
+        few = paired(*(digits.select(m, guidance_scale=s) for m, s in ((method, 2.5), at_its_best)), "few", ratio=True)
+        assert few.low < 1 < few.high and len(few.seeds) == 5, "level on Few"
     overall = {
         (m, s): records.mean_std(digits.select(m, guidance_scale=s), "metrics", "overall", "fid")[0]
-        for m in ("ddpm", "oc-call")
+        for m in ("ddpm", "oc", "oc-call")
         for s in (1, 1.5, 2.5)
     }
-    for method, scale in (top, at_its_best):
+    for method, scale in (top, ("oc", 2.5), at_its_best):
         assert overall[method, scale] == min(v for (m, _), v in overall.items() if m == method)
     drawn = by_name["digits-ir50-cpu-redraw=True"]
     again = paired(drawn.select("call"), drawn.select("ddpm"), "few", ratio=True)
