@@ -846,8 +846,8 @@ frame
 # Rows of one seed show large effects and no ranking.
 #
 # * **Guidance gives CBDM back what its loss took, and OC a part.** Both fall several-fold. CBDM, which keeps more of
-#   the class signal, does best at 1.5 on Many and Medium, and at 2.5 on Few and overall. OC needs 2.5, and is then level with the
-#   best, although the best network for it has Few's signal back only around $t = 300$ to 350.
+#   the class signal, does best at 1.5 on Many and Medium, and at 2.5 on Few and overall. OC needs 2.5, and is
+#   then level with the best, although the best network for it has Few's signal back only around $t = 300$ to 350.
 # * **Guidance helps DDPM and CALL on Few too**, at 1.5, and costs them on Many. There DDPM is on Few within a deviation
 #   of the best, which are OC + CALL, OC and CBDM at 2.5, and CALL at 1.5. At 2.5 DDPM is worse than at 1.5 in every split.
 # * **ADA needs it as well**, and focal loss by the one seed that has it: at 1.5 ADA is level with DDPM on Many and Medium,
@@ -855,9 +855,8 @@ frame
 # * **The scale makes the ranking.** Without guidance OC is nine times worse than DDPM overall. At 2.5 it is three times
 #   better, and with it CBDM and OC + CALL: most of the order of the paper's Table 1 is there, at the scale that OC's
 #   code and the authors' later code have. With each at its own best scale OC is a fifth ahead of DDPM overall, with CALL
-#   or without, and level with it on Few. Compare each method
-#   at its own best scale *and* at equal scales. A table without the scale is not a comparison, and the paper's tables do
-#   not state it.
+#   or without, and level with it on Few. Compare each method at its own best scale *and* at equal scales. A table
+#   without the scale is not a comparison, and the paper's tables do not state it.
 # * **Guidance is paid for in recall** on Few: samples move to where their class is most itself.
 # * **No setting beats the copy machine on Many, on Medium or overall; on Few some do.** It needs no network. The
 #   reference contains the training images, and these are small sets; but it means that a low FID alone does not show

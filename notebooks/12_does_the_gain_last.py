@@ -86,8 +86,8 @@ print(
 # The last column says what the base loss itself is worth at that scale: its FID on Few over that of DDPM without
 # guidance. Where CALL is better on OC, OC is one and a half to eight times worse than that, for want of guidance. These
 # are the rows at the scale at which the base loss is best, of those that were tried: 1 and 1.5, and with OC 2.5. Each
-# time but one that is the largest, so the best may lie beyond. CBDM, which needs guidance as well, has three seeds
-# only without:
+# time but one that is the largest, so the best may lie beyond. CBDM needs guidance as well, and with CALL has three
+# seeds only without:
 
 # %%
 best = tables.gain_rows(tables.at_best_scale(gains))
@@ -377,8 +377,8 @@ frame.rename_axis(["", "steps", "guidance"])[["seeds", "Many", "Few", "Overall"]
 
 # %% [markdown]
 # OC alone is far behind DDPM, most of all without guidance, which it needs ({doc}`09_rivals`). So is CBDM, the other
-# rival that needs it, by less; at 1.5 it is behind overall, and in every seed on Few, and ahead on Many, where guidance
-# helps it and costs DDPM. *On top of OC* CALL is ahead on Few, in every seed, at both stops and at scales 1 and 1.5,
+# rival that needs it, by less; at 1.5 it is behind overall and on Few, and ahead on Many, where guidance helps it
+# and costs DDPM. *On top of OC* CALL is ahead on Few, in every seed, at both stops and at scales 1 and 1.5,
 # where on top of DDPM it is level. But look where the lead is: where OC is bad. At 2.5, the best scale that OC had, and
 # its authors' own, none is to be seen on Fashion-MNIST, nor on digits ({numref}`fig-gain`). How the ratio changes with
 # training, and with the scale, seed by seed (on digits the guided runs of seeds 1 and 2 are second trainings, too, and

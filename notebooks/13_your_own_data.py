@@ -495,7 +495,7 @@ pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 # | `held_out` | 0 | always: 0.1, or enough for 50 images of each class that you want to judge. Only with `natural` |
 # | `--profile` | `cpu` | `gpu`, and fewer `steps` for a few hundred photos; the network of both is the paper's, 36 million parameters, so a CPU wants a smaller one (`--set channels=24 channel_mult=1,2 attention_levels=1, num_res_blocks=1`) |
 # | `--extractor` | `lite0` | the paper's `inception`, a download, for numbers that others can place |
-# | `where`, `rank`, `bound` | as in the book | {doc}`07_a_floor_for_the_loss`: with 3 × 3 convolutions alone nothing was allocated; the bound matters little from 0.1 up |
+# | `where`, `rank`, `bound` | as in the book | {doc}`07_a_floor_for_the_loss`: with 3 × 3 convolutions alone nothing was allocated; between 0.01 and 1 the bound made no difference that could be told |
 #
 # ```{admonition} Pitfalls
 # :class: warning
