@@ -485,7 +485,7 @@ def at_equal_time(ours, base, steps, scale=1):
     return tables.other_steps(fashion, ours, 5_000, base, steps, scale)["few"].words()
 
 
-redrawn = next(s for name, s in studies.items() if name == f"{study.name}-redraw=True")
+redrawn = studies[records.study_name(**words, redraw=True)]
 
 
 def over_ddpm(of):

@@ -93,7 +93,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # The three trained at the same time on one GPU, with `--compile`, for about six minutes. All took the same steps, on
-# the same images, timesteps and noise. `bfloat16` is a format of 16 bits, with eight significant bits where float32 has 24; `lite0` is EfficientNet-Lite0 ({doc}`10_metrics`).
+# the same images, timesteps and noise. `bfloat16` is a format of 16 bits, with eight significant bits where float32 has
+# 24; `lite0` is EfficientNet-Lite0 ({doc}`10_metrics`).
 #
 # ## The predictions part, and go where theory says
 #
@@ -326,7 +327,6 @@ for name, half in (("float32", False), ("bfloat16", True)):
     print(f"{name:8}", ", ".join(f"{g:.0e}" for g in key_gradients(half)))
 
 # %% [markdown]
-#
 # Here is the error by itself: one attention block, forward and backward, in float32 and with its products in bfloat16.
 
 
@@ -496,9 +496,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # Without `--compile` the network at half its width takes about as long as the whole one, though it multiplies a quarter
-# as much, and bfloat16 is no faster than float32: presumably the GPU was waiting for its kernels to be
-# launched. Compiled and in
-# bfloat16, a step of the paper's network with OC + CALL took less than a third of the time: three hours for its 300,000
+# as much, and bfloat16 is no faster than float32: presumably the GPU was waiting for its kernels to be launched.
+# Compiled and in bfloat16, a step of the paper's network with OC + CALL took less than a third of the time: three hours for its 300,000
 # steps in place of eleven. Compiling took one and a half to two and a half minutes on the busy machine.
 #
 # ```{admonition} Pitfalls
