@@ -1,6 +1,6 @@
-"""Two trained runs from inside, one of DDPM and one with CALL, on any data: chapter 16 shows those on CIFAR-10.
+"""Two trained runs from inside, one of DDPM and one with CALL, on any data: chapter 16 shows the first on CIFAR-10.
 
-    python benchmarks/probe.py RUN_OF_DDPM RUN_WITH_CALL [--out benchmarks/cifar10/probe.json]
+    python benchmarks/probe.py RUN_OF_DDPM RUN_WITH_CALL [--out benchmarks/cifar10/attention-bfloat16/probe.json]
 
 A run is a folder or a checkpoint. Measured are, by class,
 

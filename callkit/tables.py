@@ -17,7 +17,7 @@ from callkit import claims, files, records, viz
 from callkit.claims import runs
 from callkit.config import OF_CALL, TITLES
 from callkit.records import Study, label, method_overrides
-from callkit.statistics import Paired, paired
+from callkit.statistics import Paired, holm, paired
 
 SPLITS = ("many", "medium", "few")  # a data set of two classes has no Medium
 
@@ -189,6 +189,12 @@ def at_best_scale(ratios: dict[Where, dict[str, Paired]]) -> dict[Where, dict[st
         scales.setdefault(where._replace(guidance_scale=1), []).append(where)
     best = (min(tried, key=lambda where: ratios[where]["base"].mean) for tried in scales.values() if len(tried) > 1)
     return {where: ratios[where] for where in best}
+
+
+def left_by_holm(ratios: dict[Where, dict[str, Paired]]) -> list[Where]:
+    """Those of `gains` on Few, or losses, that Holm's rule over all of them leaves at 0.05."""
+    adjusted = holm([of["few"].p for of in ratios.values()])
+    return [where for where, p in zip(ratios, adjusted, strict=True) if p <= 0.05]
 
 
 def gain_rows(ratios: dict[Where, dict[str, Paired]]) -> list[dict]:

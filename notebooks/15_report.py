@@ -44,7 +44,7 @@ from IPython.display import Markdown, display
 from callkit import claims, notebook, records, tables, viz
 from callkit.allocation import AllocationLoss
 from callkit.config import SAMPLING, TITLES, TrainConfig, make_config
-from callkit.statistics import holm, paired
+from callkit.statistics import paired
 
 words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
 notebook.check(**words)
@@ -288,9 +288,9 @@ for of in studies.values():
 Markdown(records.markdown(rows))
 
 # %% [markdown]
-# That changes the picture on digits: overall, at its best OC with CALL is better than DDPM, ADA, focal
-# loss and CBDM, and not better than OC by itself or than either way of re-sampling. (Focal loss and half-way
-# re-sampling were sampled with three seeds without guidance only.) On Fashion-MNIST it is behind all but OC.
+# That changes the picture on digits: overall, at its best OC with CALL is better than DDPM, ADA and CBDM,
+# and not better than OC by itself or than either way of re-sampling; of focal loss it is ahead in each of three seeds, by an
+# interval that holds 1. On Fashion-MNIST it is behind all but OC.
 #
 # The same table ranks the rivals:
 
@@ -492,7 +492,7 @@ def over_ddpm(of):
     return paired(of.select("call"), of.select("ddpm"), ratio=True).words()
 
 
-decided = sum(p <= 0.05 for p in holm([of["few"].p for of in all_gains.values()]))
+decided = len(tables.left_by_holm(all_gains))
 ruled = Counter(row["Few"] for row in gains)
 told = {v: ruled[v] for v in claims.RULING.values() if ruled[v] and v != "neither"}
 
@@ -507,13 +507,15 @@ odd = {
     name: next(r for r in found if r["run"]["seed"] == lowest)
     for name, found in centred.items()
 }
-look = records.benchmark("cifar10/probe")
-config = TrainConfig.from_dict(look["runs"]["call"]["config"])
+look = records.benchmark("cifar10/attention-float32/runs")
+last = look["runs"]["oc-call"]
+config = TrainConfig.from_dict(last["config"])
 rest = AllocationLoss(look["class_counts"], bound=config.bound).rest_points().numpy()
-parted = np.array(look["runs"]["call"]["log"]["distance"][-1])
+parted = np.mean(last["log"]["distance"][-10:], axis=0)
 reached = parted[rest > 0] / rest[rest > 0]
+astray = records.benchmark("cifar10/attention-bfloat16/probe")["attention"]
 queries = {
-    name: max(block["q"] for block in look["attention"][name].values())
+    name: max(block["q"] for block in astray[name].values())
     for name in ("DDPM", "theta")
 }
 
@@ -530,7 +532,7 @@ surprises = {
             "07_a_floor_for_the_loss",
         ),
         "The rest points of a model of two numbers, on CIFAR-10": (
-            f"{((parted > 0.01) == (rest > 0)).sum()} of {len(rest)} classes part or stay as it says, and D by class ends at "
+            f"{((parted > 0.01) == (rest > 0)).sum()} of {len(rest)} classes part or stay as it says, and D by class comes to "
             f"{reached.min():.2f} to {reached.max():.2f} of the rest point that follows from the counts",
             "16_cifar10",
         ),
@@ -628,7 +630,7 @@ surprises = {
         ),
         "Attention gone astray, in bfloat16": (
             f"on CIFAR-10 a matrix of queries grew to a singular value of {queries['theta']:.0f} with CALL, where DDPM's stayed at "
-            f"{queries['DDPM']:.1f}; a bias moved whose gradient is zero",
+            f"{queries['DDPM']:.1f}, and its images were ruined; with attention in float32 nothing of this happened",
             "16_cifar10",
         ),
     },
@@ -729,8 +731,8 @@ Markdown(
 # predictions are 200 times closer than in its run with the low-rank parts and no allocation loss. If it has both the gain
 # and no specialisation, the gain does not come from allocation. It is the first thing that we would ask of runs on CIFAR.
 # Our first look has an answer for the loss as we bound it, with OC and on CIFAR-10: the predictions part, on the rare
-# classes alone and by about as much as their counts prescribe ({doc}`16_cifar10`). Whether the images are better for it
-# is open.
+# classes alone and by about as much as their counts prescribe, and $\theta^g$ draws noise there ({doc}`16_cifar10`). Whether
+# the images are better for it is open: one seed has a lower FID with CALL after 4,000 steps.
 #
 # ## What would change these verdicts
 #
