@@ -56,7 +56,8 @@ tables.gain_figure(gains)
 # %% [markdown]
 # The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes 1,
 # *better in each seed* or *worse in each seed* if only the signs agree. Rows of one study with several scales are the
-# same networks, sampled again (on digits most seeds; see {doc}`11_ablations` for those trained twice): not findings of their own.
+# same networks, sampled again (on digits most seeds; see {doc}`11_ablations` for those trained twice): not findings of
+# their own.
 
 # %% tags=["remove-input", "prose-table"]
 Markdown(records.markdown(tables.gain_rows(gains)))
@@ -101,10 +102,10 @@ pd.DataFrame(best).set_index("where")[["seeds", "CALL / base on Few", "Few"]]
 # ### Seeds that were added
 #
 # Where a row has five seeds, other images aside, two of them were run after three had been looked at, and in most rows
-# because these agreed in CALL's favour. (On Fashion-MNIST without OC they were run for the number alone, and guided
-# on digits: nothing was there to agree in its favour.) That makes an interval narrower than it should be: who stops where three seeds suffice, and adds two
-# where they only agree, finds 4 in 100 effects of nothing "better" and not 2.5. FID on Few of CALL over its base loss,
-# the first three and the two added:
+# because these agreed in CALL's favour. (On Fashion-MNIST without OC they were run for the number alone, and guided on
+# digits: nothing was there to agree in its favour.) That makes an interval narrower than it should be: who stops where
+# three seeds suffice, and adds two where they only agree, finds 4 in 100 effects of nothing "better" and not 2.5. FID on
+# Few of CALL over its base loss, the first three and the two added:
 
 # %%
 rows = {}
@@ -120,10 +121,10 @@ for where, of in gains.items():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# The added seeds say what the first said, but for two of the guided rows on digits: on OC at 2.5 the first saw nothing, and
-# on DDPM's loss at 1.5 they were worse with CALL, where the added are level. With three seeds the last row
-# alone would have been called better. The exact test, which assumes nothing of the distribution, cannot go below 0.0625
-# with five.
+# The added seeds say what the first said, but for two of the guided rows on digits: on OC at 2.5 the first saw nothing,
+# and on DDPM's loss at 1.5 they were worse with CALL, where the added are level. With three seeds the last row alone
+# would have been called better. The exact test, which assumes nothing of the distribution, cannot go below 0.0625 with
+# five.
 #
 # ## Training for longer
 #

@@ -288,9 +288,9 @@ for of in studies.values():
 Markdown(records.markdown(rows))
 
 # %% [markdown]
-# That changes the picture on digits: overall, at its best OC with CALL is better than DDPM, ADA and CBDM,
-# and not better than OC by itself or than either way of re-sampling; of focal loss it is ahead in each of three seeds, by an
-# interval that holds 1. On Fashion-MNIST it is behind all but OC.
+# That changes the picture on digits: overall, at its best OC with CALL is better than DDPM, ADA and CBDM, and not better
+# than OC by itself or than either way of re-sampling; of focal loss it is ahead in each of three seeds, by an interval
+# that holds 1. On Fashion-MNIST it is behind all but OC.
 #
 # The same table ranks the rivals:
 
@@ -731,8 +731,8 @@ Markdown(
 # predictions are 200 times closer than in its run with the low-rank parts and no allocation loss. If it has both the gain
 # and no specialisation, the gain does not come from allocation. It is the first thing that we would ask of runs on CIFAR.
 # Our first look has an answer for the loss as we bound it, with OC and on CIFAR-10: the predictions part, on the rare
-# classes alone and by about as much as their counts prescribe, and $\theta^g$ draws noise there ({doc}`16_cifar10`). Whether
-# the images are better for it is open: one seed has a lower FID with CALL after 4,000 steps.
+# classes alone and by about as much as their counts prescribe, and $\theta^g$ draws noise there ({doc}`16_cifar10`).
+# Whether the images are better for it is open: one seed has a lower FID with CALL after 4,000 steps.
 #
 # ## What would change these verdicts
 #
