@@ -116,8 +116,8 @@ pd.DataFrame(
 # Each time the three trained side by side on one GPU, with `--compile`, for six to eight minutes, on the same images,
 # timesteps and noise. `bfloat16` is a format of 16 bits, with eight significant bits where float32 has 24; all matrix
 # products but those named are in it. `lite0` is EfficientNet-Lite0 ({doc}`10_metrics`). In the second run OC + CALL, the
-# slowest, is logged to step 6,000 and has scores at 4,000; the machine was gone before its later images, and the
-# weights of all three, were fetched.
+# slowest, is logged to step 6,000 and has scores at 4,000; what it drew later, and the weights of all three, were not
+# kept.
 #
 # ## The predictions part, and go where theory says
 #
@@ -203,9 +203,9 @@ pd.DataFrame(
 ).T.rename_axis(["", "steps"]).map("{:,.0f}".format)
 
 # %% [markdown]
-# OC is level with DDPM at first and two to three percent behind later, where on digits, without guidance, it is nine
-# times worse: on images of this size it hardly exchanges targets below $t = 700$ ({doc}`09_rivals`). As ratios, after
-# 4,000 steps:
+# OC is level with DDPM at first and overall two to three percent behind later, where on digits, without guidance, it is
+# nine times worse: on images of this size it hardly exchanges targets below $t = 700$ ({doc}`09_rivals`). As ratios,
+# after 4,000 steps:
 
 # %%
 oc, call = now["oc", "theta", 4_000], now["oc-call", "theta", 4_000]
