@@ -245,8 +245,8 @@ pd.DataFrame(
 ).T.rename_axis(["", "run"]).map("{:,.0f}".format)
 
 # %% [markdown]
-# DDPM and OC have nearly the same scores twice, and CALL, common classes included, was far behind. If parting were the reason, the
-# trouble would have begun with it. Here is the base loss of OC with CALL over that of OC, on the same batches, in both
+# DDPM and OC have nearly the same scores twice, and CALL, common classes included, was far behind. If parting were the
+# reason, the trouble would have begun with it. Here is the base loss of OC with CALL over that of OC, on the same batches, in both
 # runs; and as a control the same ratio on Fashion-MNIST at 8 × 8 in float32 ({doc}`12_does_the_gain_last`):
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss with CALL over that without, during training; a line per seed. The dashed lines are where D on Few passes 0.01, in the first line of each panel.", "name": "fig-cifar-behind"}, "image": {"alt": "Three panels over training steps. First run: one line that leaves 1 at about step 2,000, climbs to 1.05 before the dashed line at 3,600 and comes back to 1.03. Second run: a line that stays within a percent of 1. Fashion-MNIST: five lines within two thirds of a percent of 1.", "classes": "dark-light"}}
@@ -384,7 +384,7 @@ for name, function, half in (
 # %% [markdown]
 # A gradient that is wrong by a thousandth of its neighbour's sounds harmless, and would be, if the errors averaged out.
 # How far would the bias go then? Here is Adam with nothing but noise for a gradient, with the settings of two runs:
-# that of CIFAR-10, and one of CALL on digits in bfloat16, 2,000 steps on a CPU:
+# the first run on CIFAR-10, and one of CALL on digits in bfloat16, 2,000 steps on a CPU:
 
 
 # %%
