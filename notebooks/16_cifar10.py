@@ -207,20 +207,14 @@ pd.DataFrame(
 # nine times worse: on images of this size it hardly exchanges targets below $t = 700$ ({doc}`09_rivals`). As ratios,
 # after 4,000 steps:
 
+
 # %%
-oc, call = now["oc", "theta", 4_000], now["oc-call", "theta", 4_000]
-pd.DataFrame(
-    {
-        "OC + CALL over OC": {
-            s.capitalize(): f"{call['metrics'][s]['fid'] / oc['metrics'][s]['fid']:.3f}"
-            for s in ("many", "medium", "few", "overall")
-        },
-        "OC over DDPM": {
-            s.capitalize(): f"{oc['metrics'][s]['fid'] / now['ddpm', 'theta', 4_000]['metrics'][s]['fid']:.3f}"
-            for s in ("many", "medium", "few", "overall")
-        },
-    }
-).T
+def over(ours, base):
+    return {k: f"{v / row(base)[k]:.3f}" for k, v in row(ours).items()}
+
+
+ddpm, oc, call = (now[method, "theta", 4_000] for method in methods)
+pd.DataFrame({"OC + CALL over OC": over(call, oc), "OC over DDPM": over(oc, ddpm)}).T
 
 # %% [markdown]
 # With CALL the overall FID is some five percent lower, that of Medium and Few by two, and that of Many hardly higher.
