@@ -849,7 +849,8 @@ frame
 #   the class signal, does best at 1.5 on Many and Medium, and at 2.5 on Few and overall. OC needs 2.5, and is
 #   then level with the best, although the best network for it has Few's signal back only around $t = 300$ to 350.
 # * **Guidance helps DDPM and CALL on Few too**, at 1.5, and costs them on Many. There DDPM is on Few within a deviation
-#   of the best, which are OC + CALL, OC, CBDM and focal loss at 2.5, and CALL at 1.5. At 2.5 DDPM is worse than at 1.5 in every split.
+#   of the best, which are OC + CALL, OC, CBDM and focal loss at 2.5, and CALL at 1.5. At 2.5 DDPM is worse than at 1.5
+#   in every split.
 # * **ADA and focal loss need it as well.** At 1.5 ADA is level with DDPM on Many and Medium, and focal loss ahead of it; on
 #   Few both remain behind. At 2.5 focal loss is ahead on Few.
 # * **The scale makes the ranking.** Without guidance OC is nine times worse than DDPM overall. At 2.5 it is three times
@@ -865,7 +866,8 @@ frame
 #   class, it is the best by far and copies little: a share of 0.05 where fresh images have 0.025
 #   ({doc}`12_does_the_gain_last`). In the paper it is worse than DDPM in every setting. There the rarest images are
 #   seen up to three times as often as here. Guidance may be a reason as well: it gains RS nothing, and at 1.5 RS is worse
-#   than DDPM on digits, overall and most of all on Few, and half-way re-sampling no better than DDPM. But on Fashion-MNIST it stays far ahead at 1.5.
+#   than DDPM on digits, overall and most of all on Few, and half-way re-sampling no better than DDPM. But on Fashion-MNIST
+#   both stay far ahead at 1.5.
 #
 # {doc}`10_metrics` has the paper's own numbers for these methods: other data sets, another extractor, and an unknown
 # scale.

@@ -440,8 +440,8 @@ pd.DataFrame(rows).T
 # * **The bound** has its own chapter, {doc}`07_a_floor_for_the_loss`, for without one there is nothing to ablate.
 # * **Numbers.** bfloat16 has its matrix products in 16 bits, which makes a training step faster
 #   ({doc}`04_general_and_expert`). It is no part of the method, and should make no difference; on CIFAR-10, with
-#   attention in it, it made a large one ({doc}`16_cifar10`). Its one run on digits, from when attention was in bfloat16 as well, over the default's of
-#   that seed, is nothing that one run could tell from chance:
+#   attention in it, it made a large one ({doc}`16_cifar10`). Its one run on digits, from when attention was in bfloat16
+#   as well, over the default's of that seed, is nothing that one run could tell from chance:
 
 # %%
 for half in everything:

@@ -630,7 +630,7 @@ surprises = {
         ),
         "Attention gone astray, in bfloat16": (
             f"on CIFAR-10 a matrix of queries grew to a singular value of {queries['theta']:.0f} with CALL, where DDPM's stayed at "
-            f"{queries['DDPM']:.1f}, and its images were ruined; with attention in float32 nothing of this happened",
+            f"{queries['DDPM']:.1f}, and its images were ruined; with attention in float32 they are not",
             "16_cifar10",
         ),
     },
