@@ -619,9 +619,8 @@ pd.DataFrame(
 # Without `--compile` the network at half its width takes about as long as the whole one, though it multiplies a quarter
 # as much, and bfloat16 is no faster than float32: presumably the GPU was waiting for its kernels to be launched.
 # Compiled and in bfloat16, a step of the paper's network with OC + CALL takes about a third of the time: three hours for
-# its 300,000 steps in place of eight to eleven. What attention in float32 costs, these
-# times cannot tell. Compiling took one and a half to two and
-# a half minutes.
+# its 300,000 steps in place of eight to eleven. What attention in float32 costs, these times cannot tell. Compiling
+# took one and a half to two and a half minutes.
 #
 # ```{admonition} Pitfalls
 # :class: warning
