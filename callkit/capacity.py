@@ -17,7 +17,10 @@ WHERE: dict[str, Callable[[str, nn.Module], bool]] = {
     "up-conv3x3": lambda name, m: name.startswith("up.") and isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3),
     # every matrix of the up path: also shortcuts, attention and the embedding's projections
     "up": lambda name, m: name.startswith("up.") and isinstance(m, nn.Conv2d | nn.Linear),
-    # and the output convolution
+    # of these the projections of the time-and-class embedding alone, and all but them
+    "up-emb": lambda name, m: name.startswith("up.") and name.endswith(".emb"),
+    "up-no-emb": lambda name, m: WHERE["up"](name, m) and not WHERE["up-emb"](name, m),
+    # "up" and the output convolution
     "up-tail": lambda name, m: name.startswith(("up.", "tail.")) and isinstance(m, nn.Conv2d | nn.Linear),
     # every matrix but the class embedding
     "all": lambda name, m: isinstance(m, nn.Conv2d | nn.Linear),

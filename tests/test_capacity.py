@@ -14,7 +14,13 @@ from callkit.unet import UNet
 
 @pytest.mark.parametrize(
     ("where", "matrices", "parameters"),
-    [("up-conv3x3", 27, 1_981_056), ("up", 63, 2_515_456), ("up-tail", 64, 2_516_611)],
+    [
+        ("up-conv3x3", 27, 1_981_056),
+        ("up", 63, 2_515_456),
+        ("up-emb", 12, 9 * 25 * (256 + 512) + 3 * 12 * (128 + 512)),
+        ("up-no-emb", 51, 2_515_456 - 195_840),
+        ("up-tail", 64, 2_516_611),
+    ],
 )
 def test_size_of_the_experts_of_the_papers_network(where, matrices, parameters):
     experts = expert_weights(reserve(UNet(3, 10), where=where))

@@ -77,7 +77,10 @@ def test_a_run_folder_names_what_its_run_overrides():
         (["train", "--set", "base_options=1"], "error: base_options must be a dictionary, got 1"),
         (["train", "--set", "channel_mult=0,"], "error: channel_mult must be one positive factor a level"),
         (["train", "--dataset", "celeba-hq", "--set", "image_size=66"], "error: image_size must be a multiple of 8"),
-        (["train", "--set", "where=up-conv"], "error: where must be one of up-conv3x3, up, up-tail, all, got up-conv"),
+        (
+            ["train", "--set", "where=up-conv"],
+            "error: where must be one of up-conv3x3, up, up-emb, up-no-emb, up-tail, all, got up-conv",
+        ),
         (["train", "--dataset", "imagefolder:nowhere", "--device", "cpu"], "error: no folder nowhere"),
         (["train", "--set", "held_out=0.1", "--device", "cpu"], "error: held_out is for a data set's own counts"),
         (["train", "--imbalance-ratio", "0"], "error: imbalance_ratio must be at least 1"),

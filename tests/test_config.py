@@ -36,7 +36,7 @@ from callkit.training import train
         (dict(channel_mult=1), "channel_mult must be a tuple of integers, got 1"),
         (dict(channels=30), "channels must be a multiple of 4"),
         (dict(base="gan"), "base must be one of ddpm, focal, cbdm, oc, got gan"),
-        (dict(where="up-conv"), "where must be one of up-conv3x3, up, up-tail, all, got up-conv"),
+        (dict(where="up-conv"), "where must be one of up-conv3x3, up, up-emb, up-no-emb, up-tail, all, got up-conv"),
         (dict(where=3), "where must be a text, got 3"),
         (dict(num_res_blocks=0), "num_res_blocks must be at least 1, got 0"),
         (dict(warmup=-1), "warmup must be at least 0, got -1"),

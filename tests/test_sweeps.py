@@ -46,7 +46,7 @@ def test_the_grids_hold_what_the_paper_ran():
         "fig5": 4 * 3 * 2 * 3,  # methods, widths, data sets, seeds
         "digits": 10 * 3,
         # methods at two ratios, RS + CALL, variants, widths, other images; seeds
-        "digits-study": (10 * 2 + 1 + 16 + 2 * 2 + 2) * 5,
+        "digits-study": (10 * 2 + 1 + 18 + 2 * 2 + 2) * 5,
         "digits-guided": 10 * 5,
         "fashion": 6 * 5,
     }
