@@ -1,4 +1,4 @@
-"""The paper's claims as comparisons of records, and what the records make of each (chapter 15).
+"""The paper's claims as comparisons of records (`of`), and what the records make of each (`rows`; chapter 15).
 
 A claim is a list of parts. Each part says which runs are set against which, in what split, and whether the FID of the
 first should be lower than, higher than or equal to that of the second. A verdict follows from the records by one rule,
@@ -7,7 +7,9 @@ first should be lower than, higher than or equal to that of the second. A verdic
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from math import log
+from typing import NamedTuple
 
 from callkit.records import PAPER_TABLES, Study, benchmark, label, paper_table
 from callkit.statistics import Paired, paired
@@ -174,105 +176,123 @@ def rows(claim: Claim, study: Study) -> list[dict]:
     return found
 
 
-SCALES = 1.0, 2.5  # none, and what the grids take the paper's to be
-LAMBDAS = 0.0, 0.5, 0.8, 1.2, 1.5  # of Figure 4, beside the default, 1
-WIDTHS = [1, 1], [1, 2, 2]  # of the small network, beside its default [1, 2]: as Figure 5 varies the large one
+class Design(NamedTuple):
+    """What the grids of a profile run: the paper names no guidance scale, and its tables vary CALL on OC's loss."""
 
-CLAIMS = (
-    Claim(
-        "best",
-        "Table 1",
-        "CALL, on top of OC, has a lower FID than each of its rivals",
-        tuple(
-            Part(runs("oc-call", scale=s), "lower", runs(rival, scale=s))
-            for s in SCALES
-            for rival in ("ddpm", "ada", "rs", "focal", "cbdm", "oc")
-        ),
-    ),
-    Claim(
-        "rivals",
-        "Table 1",
-        "RS is worse than DDPM, focal loss is level with it, and ADA, CBDM and OC are better",
-        tuple(
-            Part(runs(method, scale=s), expected, runs("ddpm", scale=s))
-            for method, expected in (
-                ("rs", "higher"),
-                ("focal", "equal"),
-                ("ada", "lower"),
-                ("cbdm", "lower"),
-                ("oc", "lower"),
-            )
-            for s in (1.0, 1.5, 2.5)
-        ),
-    ),
-    Claim(
-        "ddpm",
-        "Table 5",
-        "CALL improves on plain DDPM overall",
-        tuple(Part(runs("call", scale=s), "lower", runs("ddpm", scale=s)) for s in (1.0, 1.5)),
-    ),
-    Claim(
-        "minorities",
-        "Abstract, Figure 2",
-        "CALL improves on plain DDPM on Few",
-        tuple(Part(runs("call", scale=s), "lower", runs("ddpm", scale=s), "few") for s in (1.0, 1.5)),
-    ),
-    Claim(
-        "splits",
-        "Figure 2",
-        "CALL improves on plain DDPM on Many and on Medium, too",
-        tuple(Part(runs("call"), "lower", runs("ddpm"), s) for s in ("many", "medium")),
-    ),
-    Claim("celeba", "Table 2", "CALL is best on two classes of faces, and most so on the minority"),
-    Claim("fine-tuning", "Table 3", "CALL is best when Stable Diffusion is fine-tuned with LoRA"),
-    Claim(
-        "split-pattern",
-        "Table 4",
-        "Without its expert the network is as good as DDPM on Many and Medium, and worse than with it on Few",
-        (
-            Part(runs("call", "theta_g"), "no higher", runs("ddpm"), "many"),
-            Part(runs("call", "theta_g"), "no higher", runs("ddpm"), "medium"),
-            Part(runs("call", "theta_g"), "higher", runs("call"), "few"),
-        ),
-    ),
-    Claim(
-        "orthogonal",
-        "Table 5",
-        "CALL improves whatever base loss it is added to",
-        (
-            Part(runs("call"), "lower", runs("ddpm")),
-            *(
-                Part(runs(f"{base}-call", scale=s), "lower", runs(base, scale=s))
-                for base, scales in (("cbdm", (1.0, 1.5)), ("oc", (1.0, 1.5, 2.5)))
-                for s in scales
+    scales: tuple[float, ...]  # of guidance; the first is none
+    call: str  # whose terms, lambda and widths are varied,
+    base: str  # and the same without CALL
+    terms: tuple[float, ...]  # the scales for the terms and widths,
+    lambdas: tuple[float, ...]  # for lambda,
+    general: tuple[float, ...]  # and for theta^g against DDPM, where CALL is on OC only those with guidance
+    widths: tuple[list[int], ...]  # beside the default
+
+
+SMALL = Design((1.0, 1.5, 2.5), "call", "ddpm", (1.0,), (1.0,), (1.0,), ([1, 1], [1, 2, 2]))
+LARGE = Design((1.0, 1.8, 2.5), "oc-call", "oc", (1.0, 1.8, 2.5), (2.5,), (1.8, 2.5), ([1, 2, 2], [1, 2, 3, 4]))
+LAMBDAS = 0.0, 0.5, 0.8, 1.2, 1.5  # of Figure 4, beside the default, 1
+
+
+@cache
+def of(profile: str) -> tuple[Claim, ...]:
+    """The paper's claims, with the comparisons that the grids of a profile hold."""
+    design = LARGE if profile in ("gpu", "paper") else SMALL
+
+    def improves(bases: tuple[str, ...], *splits: str) -> tuple[Part, ...]:
+        """CALL on each base loss over that base loss alone, at every scale."""
+        call = {base: "call" if base == "ddpm" else f"{base}-call" for base in bases}
+        each = product(bases, splits or ("overall",), design.scales)
+        return tuple(Part(runs(call[b], scale=g), "lower", runs(b, scale=g), split) for b, split, g in each)
+
+    def against_ddpm(expected: dict[str, str]) -> tuple[Part, ...]:
+        each = product(expected.items(), design.scales)
+        return tuple(Part(runs(method, scale=g), as_, runs("ddpm", scale=g)) for (method, as_), g in each)
+
+    def general(expected: str, baseline: tuple[str, str], split: str) -> tuple[Part, ...]:
+        return tuple(Part(runs(design.call, "theta_g", g), expected, runs(*baseline, g), split) for g in design.general)
+
+    def varied(settings: list[dict], expected: str, baseline: str, scales: tuple[float, ...]) -> tuple[Part, ...]:
+        """CALL with other settings, over CALL as it is or over its base loss."""
+        return tuple(
+            Part(runs(design.call, scale=g, **s), expected, runs(baseline, scale=g))
+            for s, g in product(settings, scales)
+        )
+
+    lambdas = [dict(lam=lam) for lam in LAMBDAS]
+    on_its_loss = {"ddpm": "DDPM", "oc": "OC"}[design.base]
+    return (
+        Claim(
+            "best",
+            "Table 1",
+            "CALL, on top of OC, has a lower FID than each of its rivals",
+            tuple(
+                Part(runs("oc-call", scale=g), "lower", runs(rival, scale=g))
+                for g, rival in product(design.scales, ("ddpm", "ada", "rs", "focal", "cbdm", "oc"))
             ),
         ),
-    ),
-    Claim(
-        "both-terms",
-        "Table 5",
-        "Without the consistency or the diversity term CALL is worse",
-        tuple(Part(runs("call", **{term: 0.0}), "higher", runs("call")) for term in ("consistency", "diversity")),
-    ),
-    Claim(
-        "lambda-peak",
-        "Figure 4",
-        "λ = 1 is better than smaller and larger values",
-        tuple(Part(runs("call", lam=lam), "higher", runs("call")) for lam in LAMBDAS),
-    ),
-    Claim(
-        "lambda-range",
-        "Figure 4",
-        "CALL improves on its base loss for other λ, from 0.5 to 1.5, too",
-        tuple(Part(runs("call", lam=lam), "lower", runs("ddpm")) for lam in LAMBDAS if lam),
-    ),
-    Claim(
-        "widths",
-        "Figure 5",
-        "CALL improves on DDPM for networks of other widths and depths",
-        tuple(Part(runs("call", channel_mult=w), "lower", runs("ddpm", channel_mult=w)) for w in WIDTHS),
-    ),
-)
+        Claim(
+            "rivals",
+            "Table 1",
+            "RS is worse than DDPM, focal loss is level with it, and ADA, CBDM and OC are better",
+            against_ddpm({"rs": "higher", "focal": "equal", "ada": "lower", "cbdm": "lower", "oc": "lower"}),
+        ),
+        Claim("ddpm", "Table 5", "CALL improves on plain DDPM overall", improves(("ddpm",))),
+        Claim(
+            "minorities",
+            "Abstract, Figure 2",
+            "CALL improves on its base loss, DDPM's or OC's, on Few",
+            improves(("ddpm", "oc"), "few"),
+        ),
+        Claim(
+            "splits",
+            "Figure 2",
+            "CALL improves on its base loss, DDPM's or OC's, on Many and on Medium, too",
+            improves(("ddpm", "oc"), "many", "medium"),
+        ),
+        Claim("celeba", "Table 2", "CALL is best on two classes of faces, and most so on the minority"),
+        Claim("fine-tuning", "Table 3", "CALL is best when Stable Diffusion is fine-tuned with LoRA"),
+        Claim(
+            "split-pattern",
+            "Table 4",
+            "Without its expert the network is as good as DDPM on Many and Medium, and worse than with it on Few",
+            general("no higher", ("ddpm", "theta"), "many")
+            + general("no higher", ("ddpm", "theta"), "medium")
+            + general("higher", (design.call, "theta"), "few"),
+        ),
+        Claim(
+            "orthogonal",
+            "Table 5",
+            "CALL improves whatever base loss it is added to",
+            improves(("ddpm", "cbdm", "oc")),
+        ),
+        Claim(
+            "both-terms",
+            "Table 5",
+            "Without the consistency or the diversity term CALL is worse",
+            varied([dict(consistency=0.0), dict(diversity=0.0)], "higher", design.call, design.terms),
+        ),
+        Claim(
+            "lambda-peak",
+            "Figure 4",
+            "λ = 1 is better than smaller and larger values",
+            varied(lambdas, "higher", design.call, design.lambdas),
+        ),
+        Claim(
+            "lambda-range",
+            "Figure 4",
+            "CALL improves on its base loss for other λ, from 0.5 to 1.5, too",
+            varied(lambdas[1:], "lower", design.base, design.lambdas),
+        ),
+        Claim(
+            "widths",
+            "Figure 5",
+            f"CALL improves on {on_its_loss} for networks of other widths and depths",
+            tuple(
+                Part(runs(design.call, scale=g, channel_mult=w), "lower", runs(design.base, scale=g, channel_mult=w))
+                for w, g in product(design.widths, design.terms)
+            ),
+        ),
+    )
 
 
 def measured() -> list[dict]:

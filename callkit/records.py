@@ -173,6 +173,10 @@ class Study:
     records: list[dict]
     diverged: list[dict]
 
+    @property
+    def profile(self) -> str:
+        return self.records[0]["run"]["profile"]
+
     def select(self, method: str, overrides: dict | None = None, weights: str = "theta", guidance_scale: float = 1):
         """The records of one method, set of weights and scale, by seed; `overrides` without those of the study."""
         wanted = dict(method=method, weights=weights, guidance_scale=guidance_scale)

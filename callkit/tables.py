@@ -87,7 +87,8 @@ def difference_rows(study: Study) -> list[dict]:
 
 def claim_rows(study: Study) -> list[dict]:
     """Each part of each claim of the paper, and its verdict."""
-    return [{"source": c.source, "claim": c.text} | row for c in claims.CLAIMS for row in claims.rows(c, study)]
+    found = claims.of(study.profile)
+    return [{"source": c.source, "claim": c.text} | row for c in found for row in claims.rows(c, study)]
 
 
 def record_rows(found: list[dict]) -> list[dict]:

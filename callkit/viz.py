@@ -6,6 +6,7 @@ Mid-grey ink on a transparent canvas reads on light and dark pages alike; colour
 import base64
 import io
 import itertools
+import math
 from collections.abc import Collection, Sequence
 
 import matplotlib.pyplot as plt
@@ -313,7 +314,7 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
     verdict, hollow for too few seeds; the marker points to where it was expected, and is a square for about 1. `names`
     are the verdicts' for the legend, if not their own."""
     figure, axes = _figure(figsize=(5.6, 0.26 * len(rows) + 1.1))
-    means = [ratio.mean for _, ratio, _, _ in rows]
+    ends = [v for _, ratio, _, _ in rows for v in (ratio.mean, ratio.low, ratio.high) if math.isfinite(v)]
     looks = {
         v: {"color": c, "fillstyle": "none" if v == "too few seeds" else "full"} for v, c in VERDICT_COLORS.items()
     }
@@ -325,9 +326,9 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
     for verdict in (v for v in VERDICT_COLORS if v in seen):
         axes.plot([], [], "o", linewidth=0, label=(names or {}).get(verdict, verdict), **looks[verdict])
     axes.axvline(1, color=INK, linewidth=1, linestyle=":")
-    low, high = min(0.8, *means) / 1.25, max(1.25, *means) * 1.25
+    low, high = min(0.8, *ends) / 1.1, max(1.25, *ends) * 1.1
     axes.set(xlim=(low, high), xlabel="ratio of the two FIDs")
-    log_axis(axes.xaxis, (1, 1.25, 8) if high < 3 * low else (1, 3) if high < 100 * low else (1,))
+    log_axis(axes.xaxis, (1, 1.25, 8) if high < 3 * low else (1, 3) if high < 300 * low else (1,))
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -336,12 +337,13 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
 
 def method_lines(methods: Collection[str]) -> dict[str, dict]:
     """How `plot` is to draw each: a colour for each base loss; with CALL on top of it dashed and hollow."""
-    bases = dict.fromkeys(name.removesuffix("-call") for name in methods)
-    color = dict(zip(bases, itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE)), strict=False))
+    base = {name: "ddpm" if name == "call" else name.removesuffix("-call") for name in methods}
+    colors = itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE))
+    color = dict(zip(dict.fromkeys(base.values()), colors, strict=False))
     styles = {}
     for name in methods:
-        style = {"color": color[name.removesuffix("-call")], "marker": "o", "markersize": 4}
-        styles[name] = style | ({"linestyle": "--", "markerfacecolor": "none"} if name.endswith("-call") else {})
+        style = {"color": color[base[name]], "marker": "o", "markersize": 4}
+        styles[name] = style | ({"linestyle": "--", "markerfacecolor": "none"} if name.endswith("call") else {})
     return styles
 
 

@@ -86,7 +86,7 @@ def test_a_part_reads_the_records_it_names():
 
 def test_a_verdict_follows_the_records():
     """The same claim with Few of theta^g made as good as theta's: no longer supported."""
-    (claim,) = (c for c in claims.CLAIMS if c.name == "split-pattern")
+    (claim,) = (c for c in claims.of("cpu") if c.name == "split-pattern")
     (study,) = (s for s in STUDIES if s.name == "digits-ir50-cpu")
     assert claims.rows(claim, study)[-1]["verdict"] == "supported"
     changed = copy.deepcopy(study.records)
@@ -156,16 +156,24 @@ def test_studies_keep_apart_what_cannot_be_compared():
         records.find_study(STUDIES, "cifar10", None, "paper")
 
 
-def test_the_grids_hold_every_run_of_every_claim():
+@pytest.mark.parametrize(
+    ("dataset", "ratio", "profile", "grids"),
+    [
+        ("digits", 50, "cpu", ("digits-study", "digits-guided")),
+        ("cifar100", 100, "paper", ("table1", "fig2", "table4", "table5", "fig4", "fig5")),
+    ],
+)
+def test_the_grids_hold_every_run_of_every_claim(dataset, ratio, profile, grids):
     have = []
-    for name in ("digits-study", "digits-guided"):
+    for name in grids:
         found = grid.load(name)
         have += [(c, scale) for c in found.runs.values() for scale in found.guidance_scales]
-    for claim in claims.CLAIMS:
+    for claim in claims.of(profile):
+        assert bool(claim.parts) == (claim.name not in ("celeba", "fine-tuning"))
         for part in claim.parts:
             for side in (part.ours, part.baseline):
                 overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in side["overrides"].items()}
-                wanted = make_config("digits", 50, side["method"], "cpu", 0, **overrides)
+                wanted = make_config(dataset, ratio, side["method"], profile, 0, **overrides)
                 assert (wanted, side["guidance_scale"]) in have, (claim.name, side)
 
 
