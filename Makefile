@@ -37,9 +37,9 @@ test: $(STAMP) ## run the tests, a file at a time on each core
 table: $(STAMP) ## every table and result figure from the records alone, into _build/tables
 	@$(RUN) -m callkit table --out _build/tables
 
-sweep: $(STAMP) ## train and evaluate a grid of runs: GRID=digits  (PROFILE=slurm: on a cluster; REPORT=1: a page for each run)
+sweep: $(STAMP) ## train and evaluate a grid of runs: GRID=digits  (PROFILE=slurm: on a cluster; REPORT=1: a page for each run; COMPILE=1)
 	@$(RUN) -m snakemake --snakefile sweeps/Snakefile --profile sweeps/profiles/$(or $(PROFILE),local) \
-		--config grid=$(GRID) report=$(REPORT)
+		--config grid=$(GRID) report=$(REPORT) compile=$(COMPILE)
 
 train-slice: $(STAMP) ## train methods side by side for MINUTES=10 and measure them  (PROFILE, DATASET, IR, METHODS, ARGS)
 	@$(RUN) sweeps/train_slice.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PROFILE),--profile $(PROFILE)) \

@@ -345,7 +345,8 @@ PAPER_WORDS = ("dataset", "imbalance_ratio", "method", "overrides", "weights")
 
 
 def paper_and_ours(number: int, records: list[dict]) -> list[dict]:
-    """`paper_table`, each row with "ours": our comparable records by guidance scale, which the paper does not state.
+    """`paper_table`, each row with "ours": our comparable records by guidance scale and precision, which the paper does
+    not state.
 
     Comparable are records of the profile `paper` with the paper's extractor, `inception`, and no others.
     """
@@ -354,8 +355,9 @@ def paper_and_ours(number: int, records: list[dict]) -> list[dict]:
     for row in rows:
         row["ours"] = {}
         for r in comparable:
-            if all(r["run"][k] == row[k] for k in PAPER_WORDS):
-                row["ours"].setdefault(r["run"]["guidance_scale"], []).append(r)
+            run = r["run"] | {"overrides": {k: v for k, v in r["run"]["overrides"].items() if k != "precision"}}
+            if all(run[k] == row[k] for k in PAPER_WORDS):
+                row["ours"].setdefault((run["guidance_scale"], r["config"]["precision"]), []).append(r)
     return rows
 
 
@@ -367,14 +369,14 @@ def rows_beside_the_paper(number: int, records: list[dict]) -> list[dict]:
         paper = {"data": row["dataset"], "IR": f"{row['imbalance_ratio']:g}", "method": method}
         paper |= {k: row[k] for k in ("weights", "split", "metric")}
         paper["paper"] = f"{row['mean']:g} ± {row['std']:g}"
-        for scale, ours in row["ours"].items():
+        for (scale, precision), ours in row["ours"].items():
             mean, _ = mean_std(ours, "metrics", row["split"], row["metric"])
             score = score_words(ours, row["split"], row["metric"])
             files = ", ".join(r["file"] for r in ours)
             ours = {"ours": score, "difference": f"{mean - row['mean']:+.3g}", "guidance": f"{scale:g}"}
-            rows.append(paper | ours | {"records": files})
+            rows.append(paper | ours | {"precision": precision, "records": files})
         if not row["ours"]:
-            rows.append(paper | {"ours": "not run", "difference": "", "guidance": "", "records": ""})
+            rows.append(paper | {"ours": "not run", "difference": "", "guidance": "", "precision": "", "records": ""})
     return rows
 
 

@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--methods", nargs="+", default=["ddpm", "oc", "oc-call"])
     p.add_argument("--profile", default="gpu")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting, for all methods")
+    cli.add_set(p, "override any setting but base_options, for all methods")
     p.add_argument("--images", type=int, default=2_000, help="generated at each mark, equally many of each class")
     p.add_argument(
         "--guidance-scale",
