@@ -388,7 +388,7 @@ pd.DataFrame({"passes of the U-Net a step": passes}).T
 # for ir in 100 50; do for method in ddpm cbdm oc oc-call; do for seed in 0 1 2; do
 #   python -m callkit.lora train --dataset artbench10 --imbalance-ratio $ir --method $method --profile paper --seed $seed
 #   for scale in 1 2.5; do
-#     python -m callkit.lora evaluate runs/stable-diffusion/artbench10-ir$ir/$method-paper/seed$seed \\
+#     python -m callkit.lora evaluate runs/stable-diffusion/artbench10-ir$ir/$method-paper/seed$seed \
 #       --guidance-scale $scale --results results
 #   done
 # done; done; done
