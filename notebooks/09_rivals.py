@@ -843,17 +843,18 @@ frame.index.names = ["over DDPM", "scale"]
 frame
 
 # %% [markdown]
-# Rows of one seed show large effects and no ranking.
+# Rows of one seed show large effects and no ranking. (Some of the guided records are of second trainings with the same
+# seed, {doc}`11_ablations` lists them: along a line of {numref}`fig-guidance` a dot may change its network.)
 #
 # * **Guidance gives CBDM back what its loss took, and OC a part.** Both fall several-fold. CBDM, which keeps more of
 #   the class signal, does best at 1.5 on Many and Medium, and at 2.5 on Few and overall. OC needs 2.5, and is
 #   then level with the best, although the best network for it has Few's signal back only around $t = 300$ to 350.
-# * **Guidance helps DDPM and CALL on Few too**, at 1.5, and costs them on Many. There DDPM is on Few within a deviation
-#   of the best, which are OC + CALL, OC, CBDM and focal loss at 2.5, and CALL at 1.5. At 2.5 DDPM is worse than at 1.5
-#   in every split.
+# * **Guidance helps DDPM and CALL on Few too**, at 1.5, and costs them on Many. There DDPM is on Few level with the best
+#   of the others at their best scales: OC + CALL, OC, CBDM and focal loss at 2.5, and CALL at 1.5. At 2.5 DDPM is worse
+#   than at 1.5 in every split.
 # * **ADA and focal loss need it as well.** At 1.5 ADA is level with DDPM on Many and Medium, and focal loss ahead of it; on
 #   Few both remain behind. At 2.5 focal loss is ahead on Few.
-# * **The scale makes the ranking.** Without guidance OC is nine times worse than DDPM overall. At 2.5 it is three times
+# * **The scale makes the ranking.** Without guidance OC is nearly ten times worse than DDPM overall. At 2.5 it is three times
 #   better, and with it CBDM and OC + CALL: most of the order of the paper's Table 1 is there, at the scale that OC's
 #   code and the authors' later code have. With each at its own best scale OC is a fifth ahead of DDPM overall, with CALL
 #   or without, and level with it on Few. Compare each method at its own best scale *and* at equal scales. A table

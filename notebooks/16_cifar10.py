@@ -204,7 +204,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # OC is level with DDPM at first and overall two to three percent behind later, where on digits, without guidance, it is
-# nine times worse: on images of this size it hardly exchanges targets below $t = 700$ ({doc}`09_rivals`). As ratios,
+# nearly ten times worse: on images of this size it hardly exchanges targets below $t = 700$ ({doc}`09_rivals`). As ratios,
 # after 4,000 steps:
 
 
@@ -497,8 +497,8 @@ print(f"base loss, bfloat16 over float32: {ratio.min():.3f} to {ratio.max():.3f}
 # ```{admonition} What we know
 # :class: note
 # The two runs have the same seed, images, timesteps and noise, and differ in what attention is computed in. (The code
-# went on between them, too; that DDPM and OC come out alike says that it changed nothing else that matters.) With
-# attention in bfloat16 CALL lagged by five percent of base loss and had nearly twice OC's FID on Few; in float32 it has
+# went on between them, too. Of what a step computes it changed attention alone, with its norm and projections; so the
+# differences of the two commits say, and DDPM and OC come out alike.) With attention in bfloat16 CALL lagged by five percent of base loss and had nearly twice OC's FID on Few; in float32 it has
 # neither. So **rounding in attention did it, to CALL alone**, in the one pair of runs that we have. Why to CALL alone,
 # when DDPM's biases drifted as well, and why not on digits, we do not know. CALL has twice the handles: $W^g$ and $BA$,
 # for queries and for keys.
@@ -676,5 +676,5 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 #
 # **Take-away.** On CIFAR-10, too, the loss moves the rare classes to nearly the distance that their counts prescribe, and
 # no others. Whether that helps there is open: one seed, after 4,000 steps, has a lower FID with CALL. And a method that
-# fails in low precision may be well: with attention in float32 it was. **Next.** {doc}`../book/sweeps`: the paper's
+# fails in low precision may itself be sound: with attention in float32 it was. **Next.** {doc}`../book/sweeps`: the paper's
 # grids.
