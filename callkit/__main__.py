@@ -35,7 +35,7 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
         default="bounded",
         help=f"preset of the allocation loss: {', '.join(config.PRESETS)} (default: %(default)s)",
     )
-    p.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override any setting")
+    add_set(p, "override any setting but base_options, which is for Python alone")
     p.add_argument(
         "--run",
         type=Path,
@@ -50,6 +50,10 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
         command=train, make_config=config.make_config, go=training.train, root=Path("runs"), usual_ratio=ratio
     )
     return p
+
+
+def add_set(p, words: str) -> None:
+    p.add_argument("--set", action="extend", nargs="*", default=[], metavar="NAME=VALUE", help=words)
 
 
 def imbalance_ratio(text: str) -> float | str:
@@ -92,7 +96,7 @@ def _value(text: str):
 
 
 def settings(pairs: list[str]) -> dict:
-    """What `--set` was given, by name."""
+    """What `--set` was given, by name. ValueError unless it is NAME=VALUE, each name once, and no word of a run."""
     found = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -100,6 +104,8 @@ def settings(pairs: list[str]) -> dict:
             raise ValueError(f"--set takes NAME=VALUE, got {pair!r}")
         if name in config.WORDS:
             raise ValueError(f"{name} is one of the words that name a run: use --{name.replace('_', '-')}, not --set")
+        if name in found:
+            raise ValueError(f"--set gives {name} twice")
         found[name] = _value(value)
     return found
 

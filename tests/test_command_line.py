@@ -71,6 +71,7 @@ def test_a_run_folder_names_what_its_run_overrides():
     [
         (["train", "--dataset", "mnist"], "error: unknown dataset 'mnist'"),
         (["train", "--set", "steps"], "error: --set takes NAME=VALUE, got 'steps'"),
+        (["train", "--set", "lr=1e-3", "lam=2", "--set", "lr=1e-4"], "error: --set gives lr twice"),
         (["train", "--set", "rank=2"], "error: rank must be in"),
         (["train", "--set", "seed=1"], "error: seed is one of the words that name a run: use --seed, not --set"),
         (["train", "--set", "call=yes"], "error: call must be True or False, got 'yes'"),
@@ -151,6 +152,20 @@ def test_weights_are_one_of_two_words(command, capsys):
 )
 def test_a_value_is_a_tuple_where_it_is_one_of_numbers(text, value):
     assert _value(text) == value
+
+
+def test_what_is_set_adds_up(monkeypatch):
+    given = []
+    monkeypatch.setattr("callkit.config.make_config", lambda *_, **settings: given.append(settings) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--set", "lam=2", "rank=0.2", "--set", "lr=1e-3"])
+    assert given == [{"lam": 2, "rank": 0.2, "lr": 1e-3}]
+
+
+def test_help_says_which_setting_is_for_python_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "any setting but base_options" in " ".join(capsys.readouterr().out.split())
 
 
 def test_your_own_images_keep_their_counts_unless_a_ratio_is_given(monkeypatch):
