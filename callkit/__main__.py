@@ -130,15 +130,17 @@ def train(a) -> None:
     print(f"{words}: {c.steps:,} steps -> {run}", flush=True)
     for _ in live.follow(steps, c, run, a.tensorboard):
         pass
+    done = checkpoints.steps_done(run)
+    print("finished" if done == c.steps else f"stopped at step {done:,} of {c.steps:,}; run again to go on")
     print(f"checkpoint: {run / checkpoints.CHECKPOINT}")
 
 
 def add_evaluate(commands):
     p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
-    p.add_argument("--weights", nargs="+", choices=checkpoints.WEIGHTS, help="(default: both with CALL, else theta)")
-    scale = config.GUIDANCE_SCALE
-    p.add_argument("--guidance-scale", type=float, default=scale, help="1 is none (default: %(default)s)")
+    words = "one or both, after RUN (default: both with CALL, else theta)"
+    p.add_argument("--weights", nargs="+", choices=checkpoints.WEIGHTS, help=words)
+    add_guidance(p)
     p.add_argument("--extractor", help="digits, lite0 or inception (default: by data set and profile)")
     p.add_argument("--images", type=positive, help="how many to generate (default: as many as the profile says)")
     p.add_argument("--save-images", type=Path, help="also write every generated image to this folder, as PNG")
@@ -147,6 +149,11 @@ def add_evaluate(commands):
     add_device(p)
     p.set_defaults(command=evaluate, load_model=checkpoints.load_model, kind=config.TrainConfig)
     return p
+
+
+def add_guidance(p) -> None:
+    scale = config.GUIDANCE_SCALE
+    p.add_argument("--guidance-scale", type=float, default=scale, help="1 is none (default: %(default)s)")
 
 
 def checkpoint_of(run: Path) -> Path:
@@ -192,6 +199,7 @@ def add_sample(commands):
     p.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (default: %(default)s)")
     p.add_argument("--per-class", type=positive, default=10, help="images in a row (default: %(default)s)")
     p.add_argument("--weights", default="theta", choices=checkpoints.WEIGHTS, help="(default: %(default)s)")
+    add_guidance(p)
     p.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     add_device(p)
     p.set_defaults(command=sample, load_model=checkpoints.load_model)
@@ -207,6 +215,7 @@ def sample(a) -> None:
 
     if a.out.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"--out must end like a picture, as in samples.png; got {a.out}")
+    sampling.check_guidance_scale(a.guidance_scale)
     files.check_writable(a.out.parent)
     checkpoint = checkpoint_of(a.run)
     model, c = a.load_model(checkpoint, a.weights, a.device)
@@ -219,7 +228,7 @@ def sample(a) -> None:
         size,
         a.seed,
         options["steps"],
-        config.GUIDANCE_SCALE,
+        a.guidance_scale,
         progress=True,
     )
     save_image(images.float() / 255, a.out, nrow=a.per_class, padding=1)

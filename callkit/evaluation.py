@@ -5,7 +5,6 @@ notebooks/10_metrics has the protocol, and what it does not protect from.
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -183,12 +182,6 @@ def _workplace(folder: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def check_guidance_scale(scale: float) -> None:
-    """ValueError unless it is finite."""
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance_scale must be a number, got {scale}")
-
-
 def evaluate_run(
     checkpoint: str | Path,
     weights: str = "theta",
@@ -218,7 +211,7 @@ def evaluate_run(
     have changed since, a record of other data in the way, before any work; FileNotFoundError without a checkpoint, and
     OSError if nothing can be written in `results`.
     """
-    check_guidance_scale(guidance_scale)
+    sampling.check_guidance_scale(guidance_scale)
     checkpoint = Path(checkpoint)
     results = Path(results or checkpoint.parent)
     model, run = load_model(checkpoint, weights, device)

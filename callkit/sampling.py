@@ -4,6 +4,7 @@ Guidance convention: eps = eps(Null) + guidance_scale * (eps(y) - eps(Null)), so
 CBDM, OC and the authors' later release write the same as (1 + w) with w = guidance_scale - 1.
 """
 
+import math
 from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -34,6 +35,12 @@ def ddim_timesteps(timesteps: int, steps: int) -> list[int]:
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps must be in 1..{timesteps}, got {steps}")
     return [i * timesteps // steps for i in reversed(range(steps))]
+
+
+def check_guidance_scale(scale: float) -> None:
+    """ValueError unless it is finite."""
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance_scale must be a number, got {scale}")
 
 
 def guided_eps(model: nn.Module, x: Tensor, t: Tensor, y: Tensor, guidance_scale: float) -> Tensor:

@@ -79,7 +79,7 @@ class Slice:
         compile: bool = False,
         guidance_scale: float = config.GUIDANCE_SCALE,
     ):
-        evaluation.check_guidance_scale(guidance_scale)
+        sampling.check_guidance_scale(guidance_scale)
         self.runs, self.minutes, self.guidance_scale = runs, minutes, guidance_scale
         self.device, self.data_root, self.compile = device, data_root, compile
         self.began = time.monotonic()

@@ -27,8 +27,13 @@ def test_train_sample_evaluate_table(tmp_path, capsys):
     run = str(tmp_path / "run")
     train = ["train", *WORDS, "--set", "lam=0.5", "--run", run, "--device", "cpu"]
     main([*train, "--minutes", "0"])
+    assert "stopped at step 1 of 20; run again to go on\n" in capsys.readouterr().out
     main(train)
-    main(["sample", run, "--per-class", "2", "--device", "cpu", "--out", str(tmp_path / "samples.png")])
+    assert "\nfinished\n" in capsys.readouterr().out
+    pictures = [tmp_path / "samples.png", tmp_path / "guided.png"]
+    for picture, options in zip(pictures, ([], ["--guidance-scale", "8"]), strict=True):
+        main(["sample", run, "--per-class", "2", "--device", "cpu", "--out", str(picture), *options])
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
     main(["evaluate", run, "--device", "cpu"])
     main(["evaluate", run, "--weights", "theta", "--guidance-scale", "2", "--device", "cpu"])
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
@@ -90,6 +95,7 @@ def test_a_run_folder_names_what_its_run_overrides():
             ["sample", "nowhere", "--out", "picture"],
             "error: --out must end like a picture",
         ),
+        (["sample", "nowhere", "--guidance-scale", "nan"], "error: guidance_scale must be a number, got nan"),
         (["table", "nowhere"], "error: no records in nowhere"),
     ],
 )
@@ -166,6 +172,12 @@ def test_help_says_which_setting_is_for_python_alone(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "any setting but base_options" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_says_that_the_run_comes_before_its_weights(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "one or both, after RUN" in " ".join(capsys.readouterr().out.split())
 
 
 def test_your_own_images_keep_their_counts_unless_a_ratio_is_given(monkeypatch):
