@@ -70,10 +70,12 @@ class Paired(NamedTuple):
     p_exact: float  # of the sign-flip test; NaN without a seed
 
     def words(self) -> str:
-        """For a table: 0.83 [0.65, 1.07]; the value alone for one seed."""
+        """For a table: 0.83 [0.65, 1.07]; the value alone for one seed. An end that three digits would round to 1 has four,
+        for on which side of 1 it lies is what a reader asks."""
         if len(self.seeds) < 2:
             return f"{self.mean:.3g}" if self.seeds else ""
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        low, high = (f"{v:.4g}" if f"{v:.3g}" == "1" else f"{v:.3g}" for v in (self.low, self.high))
+        return f"{self.mean:.3g} [{low}, {high}]"
 
 
 # What two records must share for their seeds to pair.

@@ -312,8 +312,26 @@ def test_the_readme_shows_what_the_records_say():
     left = [str(where) for where in tables.left_by_holm(gains)]
     assert len(gains) == 17 and len(better) == 6 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
     on_medium = (paired(of.select("call"), of.select("ddpm"), "medium", ratio=True).words() for of in (longer, fashion))
-    assert "have one, {} with three seeds, and Fashion-MNIST has none, {} (".format(*on_medium) in text
+    assert (
+        "have one that we did not look for, {} with three seeds, and Fashion-MNIST has none, {} (".format(*on_medium)
+        in text
+    )
     assert round(1 / records.benchmark("speed")["ratios"]["step, CALL"], 1) == 0.6
+    steps = records.benchmark("cifar10/attention-float32/steps")["rows"]
+    took = {(row["method"], row["precision"], row["compiled"]): row["milliseconds"] for row in steps}
+    compiled, plain = (took["oc-call", *how] / took["ddpm", *how] for how in (("bf16", True), ("fp32", False)))
+    assert f"{compiled:.2f} times compiled and in bfloat16, {plain:.2f} times in float32" in text
+    pair = digits.select("call"), digits.select("ddpm")
+    more = (records.mean_std(of, "copies", "few", "nearest_is_train")[0] for of in pair)
+    assert 0.01 < next(more) - next(more) < 0.05, "CALL copies a little more"
+    by_kid = paired(*pair, "few", "kid")
+    assert by_kid.low < 0 < by_kid.high, "open"
+    on_oc = (
+        paired(*(of.select(m, guidance_scale=scale) for m in ("oc-call", "oc")), "few", "kid").high < 0
+        for of in (digits, fashion)
+        for scale in (1, 1.5)
+    )
+    assert list(on_oc) == [False, True, True, True], "mostly stays"
     of_default = [
         paired(digits.select("call", {"bound": b}), digits.select("call"), s, ratio=True)
         for b in (0.01, 1.0)
@@ -367,7 +385,7 @@ def test_the_readme_shows_what_the_records_say():
         f"scores {machine:.1f} on Few, where DDPM has {few:.1f} after 6,000 steps in the three seeds" in text
         and len(seeds) == 3
     )
-    assert f"On their way down to {end:.1f}, copies" in text
+    assert f"Then it has {end:.1f}, and seven samples in ten are copies" in text
     share = [records.mean_std(of, "copies", "few", "nearest_is_train")[0] for of in (shorter, runs)]
     assert [round(10 * s) for s in share] == [4, 7]
     diverged = [r for r in DIVERGED if r["config"]["bound"] is None and r["config"]["diversity"] == 1]
