@@ -38,6 +38,11 @@ class LowRank(nn.Module):
         self.A = nn.Parameter(weight.new_empty(r, k).uniform_(-1, 1) / math.sqrt(k))
         self.scale = 1.0
 
+    @property
+    def size(self) -> int:
+        """Number of parameters of A and B."""
+        return self.A.numel() + self.B.numel()
+
     def forward(self, weight: Tensor) -> Tensor:
         if self.scale == 0:
             return weight

@@ -234,7 +234,7 @@ assert torch.allclose(divergence, w[level] * (eps - guess).pow(2).sum())
 
 # %% [markdown]
 # **Then the weight is thrown away.** {cite:t}`ho2020ddpm` set $w_t = 1$ because the samples look better, and
-# everybody has followed, the paper too. It is a choice about where the network's effort goes:
+# most code has followed, the paper too. It is a choice about where the network's effort goes:
 
 # %%
 share_early = (w[:100] / w.sum()).sum()
@@ -286,10 +286,11 @@ for axes in (left, right):
     axes.legend()
 figure
 # %% [markdown]
-# Each end has one easy unit. At $t = 0$ the image is given; the noise is all but invisible, and the error is not far
-# below 1, which is what predicting nothing costs. At large $t$ the noise is given, and the best guess of the image is
-# the mean image of its class (dotted). There the network's implied image is *worse* than that mean: an error of the noise
-# so small that the loss does not notice is a large one in the image. Samplers clip for this reason, among others.
+# At small $t$ the image is easy to predict and the noise hard; at large $t$ it is the other way round. At $t = 0$ the
+# image is given; the noise is all but invisible, and the error is not far below 1, which is what predicting nothing
+# costs. At large $t$ the noise is given, and the best guess of the image is the mean image of its class (dotted). There
+# the network's implied image is *worse* than that mean: an error of the noise so small that the loss does not notice is
+# a large one in the image. Samplers clip for this reason, among others.
 #
 # `callkit.objectives.ddpm` is this loss, a mean over pixels, with one $t$ and one $\epsilon$ per image.
 #
@@ -299,6 +300,10 @@ figure
 # (which digit is it?). A U-Net {cite:p}`ronneberger2015unet` has both: a *down* path that halves the image and widens
 # the features, an {term}`up path` that reverses it, and {term}`skip connections <skip connection>` that hand each
 # feature map of the one to the other. Its blocks are those of wide residual networks {cite:p}`zagoruyko2016wrn`.
+# At some resolutions a block ends with {term}`attention`: each pixel asks all others a question, a *query*, compares it
+# with the *key* that each of them offers, and takes in a mean of their *values*, in which those count most whose key
+# fits. A convolution of 3 × 3 sees neighbours alone; attention lets distant parts of an image agree.
+#
 # Drawn from the network of {cite:t}`ho2020ddpm` for CIFAR, which we take the paper's to be:
 
 # %%
@@ -403,7 +408,7 @@ for name, p in cifar.up.named_parameters():
 for name, e in expert_weights(reserved).items():
     row = inside[kinds[name.split(".")[2]]]
     row["matrices"] += 1
-    row["expert"] += e.A.numel() + e.B.numel()
+    row["expert"] += e.size
 table = pd.DataFrame(inside).T
 share = (table["parameters"] / table["parameters"].sum()).map("{:.1%}".format)
 table.map("{:,}".format).assign(**{"of the up path": share})
@@ -412,7 +417,9 @@ table.map("{:,}".format).assign(**{"of the up path": share})
 # ### A residual block, and where the class enters
 #
 # All the work is done by one kind of block. Time and class are *one* vector, `emb`, which each block projects to its
-# own width and adds to its features:
+# own width and adds to its features. The timestep enters `emb` as waves: sines and cosines of $t$ at frequencies from
+# fast to slow, so that near timesteps look alike and distant ones do not. Two linear layers make a vector of them. The
+# class adds another vector, which is learnt:
 
 
 # %%
@@ -462,8 +469,8 @@ assert torch.allclose(unet(model, x_t, t, y), model(x_t, t, y), atol=1e-5)
 # Two facts about the class matter later. {term}`Null`, "no class", adds exactly nothing. And no convolution is told the
 # class: it comes in through the projections `emb` of the blocks alone. They are a small share of the parameters, and an
 # expert there can answer to one class without touching the others ({doc}`07_a_floor_for_the_loss` measures what happens
-# without them). How much of what the class does is done in the up path alone? Encode *without* a class, decode with it,
-# and compare with telling both halves:
+# when only 3 × 3 convolutions have an expert). How much of what the class does is done in the up path alone? Encode
+# *without* a class, decode with it, and compare with telling both halves:
 
 
 # %%
@@ -494,8 +501,9 @@ pd.DataFrame(
 
 # %% [markdown]
 # (The shares need not sum to one, as the network is not linear.) Of what the class does, the up path by itself makes
-# about a quarter, and half at the largest $t$; most of it is made on the way there. $\theta^g$ shares the encoder
-# with $\theta$, and so it is told the class, and well, whatever the expert holds.
+# about a quarter, and half at the largest $t$. Most of the class's effect comes from the down path and the middle,
+# which `encode` runs through. $\theta^g$ and $\theta$ share these, so $\theta^g$ knows well which class was asked for,
+# whatever the expert holds.
 #
 # ## DDIM
 #
@@ -898,6 +906,11 @@ for name, grid in grids.items():
 null = torch.full_like(balanced, C)
 _, mine = score(last(sampling.ddim(model, schedule, noise, null, 20)))
 found = mine.logits.argmax(1).bincount(minlength=C) / len(null)
+many, drawn_many = (v[splits["many"]].sum() for v in (frequency, found))
+error = (many * (1 - many) / len(null)).sqrt()
+print(
+    f"Many: {many:.0%} of the training set, {drawn_many:.0%} drawn, standard error {error:.1%}"
+)
 pd.DataFrame(
     {
         "training set": [f"{v:.0%}" for v in frequency],
@@ -906,9 +919,11 @@ pd.DataFrame(
 ).rename_axis("class").T
 
 # %% [markdown]
-# It is dominated by the head, more so than the training set: the zeros are three standard errors above their share, if
-# the classifier reads these images rightly. Guidance pushes away from *this*: a sample of a rare class is pushed away
-# from the majorities, one of the largest class from what is mostly its own kind.
+# It is dominated by the head, as the training set is: the three classes of Many together have their share, within its
+# error. From digit to digit the shares stray by more than chance: more zeros, fewer ones, no fives, and eights, of
+# which there were five images, several times as often as their share; if the classifier reads these images rightly.
+# Guidance pushes away from *this*: a sample of a rare class is pushed away from the majorities, one of the largest
+# class from what is mostly its own kind.
 #
 # ```{solution-end}
 # ```

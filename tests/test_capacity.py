@@ -25,7 +25,7 @@ from callkit.unet import UNet
 def test_size_of_the_experts_of_the_papers_network(where, matrices, parameters):
     experts = expert_weights(reserve(UNet(3, 10), where=where))
     assert len(experts) == matrices
-    assert sum(e.A.numel() + e.B.numel() for e in experts.values()) == parameters
+    assert sum(e.size for e in experts.values()) == parameters
 
 
 def test_starts_equal_to_the_plain_network(inputs):
