@@ -76,13 +76,13 @@ per_class = 2
 labels = sampling.balanced_labels(real.full.num_classes, per_class)
 
 
-def draw(model, y=labels):
+def draw(model, y=labels, seed=sampling_seed):
     return sampling.sample(
         model,
         NoiseSchedule(),
         y,
         real.full.images.shape[-1],
-        seed=sampling_seed,
+        seed=seed,
         steps=SAMPLING[profile]["steps"],
     )
 
@@ -204,19 +204,16 @@ viz.image_rows(list(doubled.split(4)), names, size=0.6)
 #
 # ```{exercise}
 # :label: ex-same-noise
-# Draw the same classes with `sampling_seed = 2`. Is the difference between $\theta$ and $\theta^g$ a matter of the
-# noise?
+# Draw samples of the four rarest digits from other noise: `draw(..., seed=2)`. Is the difference between $\theta$ and
+# $\theta^g$ a matter of the noise?
 # ```
 #
 # ```{solution-start} ex-same-noise
 # :class: dropdown
 # ```
 
-# %% mystnb={"image": {"alt": "Two rows of samples of the rarest digits from another seed: CALL without its expert above, CALL below.", "classes": "dark-light"}}
-pair = [
-    sampling.sample(m, NoiseSchedule(), rarest, real.full.images.shape[-1], seed=2)
-    for m in (theta_g, theta)
-]
+# %% mystnb={"image": {"alt": "Two rows of samples of the four rarest digits from another seed: CALL without its expert above, CALL below.", "classes": "dark-light"}}
+pair = [draw(m, rarest, seed=2) for m in (theta_g, theta)]
 viz.image_rows(pair, ["θᵍ", "θ"])
 
 # %% [markdown]

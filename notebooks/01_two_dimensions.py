@@ -56,6 +56,9 @@ viz.style()
 # p(\mathbf{x}_0 \mid y) = \sum_k \pi_{k \mid y}\; \mathcal{N}(\mathbf{x}_0;\, \mu_k,\, \rho^2 I) .
 # ```
 #
+# The sum is over the Gaussians of all classes. $\mu_k$ is the centre of Gaussian $k$, and $\pi_{k \mid y}$ its share in
+# class $y$: $1/K$ for the $K$ Gaussians of that class, 0 for the others.
+#
 # Every class is the same horseshoe, rotated. No class is harder than another, and they differ in how many points there
 # are of them *and in nothing else*. No image data set offers that.
 
@@ -150,7 +153,8 @@ figure
 # ## Adding noise
 #
 # A diffusion model learns to undo noise that is added in $T = 1000$ small steps. Step $t$ keeps $\sqrt{1 - \beta_t}$ of
-# the point and adds noise of variance $\beta_t$. All steps together are one Gaussian {cite:p}`ho2020ddpm`:
+# the point and adds noise of variance $\beta_t$, which rises linearly from $10^{-4}$ to $0.02$. All steps together are
+# one Gaussian {cite:p}`ho2020ddpm`:
 #
 # ```{math}
 # :label: eq-plane-noise
@@ -383,8 +387,8 @@ by_class(
 )
 
 # %% [markdown]
-# The classes are one shape, so what differs here is luck, and there is much of it: two or three times from the best set
-# of fresh points to the worst. With the exact predictor, 50 steps of DDIM draw samples about as good as fresh points.
+# The classes are one shape, so what differs here is luck, and there is much of it: about twice from the best set of
+# fresh points to the worst. With the exact predictor, 50 steps of DDIM draw samples about as good as fresh points.
 # Whatever goes wrong below is due to what a network learns.
 #
 # ## A network
@@ -582,7 +586,7 @@ print(f"class {C - 1} has {tail / head:.0f} times the excess risk of class 0")
 #
 # Memorising would be no accident. The training loss is an average over the *training points*, and its minimiser is
 # again an exact predictor: that of a mixture of one spike per training point, {eq}`eq-plane-exact` with $\rho = 0$. A
-# large enough network that is trained for long enough gets there. So we have *two* known answers to compare with:
+# large enough network that is trained for long enough can get there. So we have *two* known answers to compare with:
 
 # %%
 memoriser = Mixture(training_set(0), 0.0, log_weights(training_labels))
@@ -678,11 +682,11 @@ for name, value in on_few.items():
     )
 
 # %% [markdown]
-# In this run the two parts are not equal. With as many points as one likes the tail is not much better off, as long as
-# its share of each batch stays what it is. A fair share helps it even with the few points that there are. Only with both
-# does it come near the head: within a training as short as this, how often the network is asked about the tail matters
-# more than how few points there are. And nothing is free: with balanced batches the excess risk of class 0 doubles.
-# {doc}`09_rivals` meets the same price in re-sampled images.
+# In this run, one seed, classes 4 and 5 gain little from as many points as one likes while their share of each batch
+# stays what it is, and more from a fair share with the few points that there are. For class 6, with ten points, either
+# helps about as much as the other. Only with both does the tail come near the head. So, within a training as short as
+# this, how often the network is asked about a class can matter more than how few points there are. And nothing is free:
+# with balanced batches the excess risk of class 0 doubles. {doc}`09_rivals` meets the same price in re-sampled images.
 #
 # ## CALL
 #
@@ -700,9 +704,10 @@ for name, value in on_few.items():
 # class 6 the second wins and pushes them apart, until $D$ is a few times $b = 0.1$. (The paper has $D$ in place of
 # $b(1 - e^{-D/b})$; below we see what comes of it, and {doc}`07_a_floor_for_the_loss` why.)
 #
-# Two settings differ from the paper's: a rank of one quarter instead of a tenth, and $\lambda = 5$ instead of 1. With the
-# paper's, a training as short as this one may end before anything is allocated ({ref}`ex-plane-saddle`). Decomposed are
-# the matrices of the decoder, as `in_decoder` above says.
+# Besides the bound and the base loss (DDPM's, where the paper has OC's), two settings differ from the paper's: a rank
+# of one quarter instead of a tenth, and $\lambda = 5$ instead of 1. With the paper's, a training as short as this one
+# may end before anything is allocated ({ref}`ex-plane-saddle`). Decomposed are the matrices of the decoder, as
+# `in_decoder` above says.
 
 # %%
 CALL = dict(rank=0.25, lam=5.0)
@@ -1013,9 +1018,9 @@ print(f"Few: {undone.min():.0%} to {undone.max():.0%} of the damage is undone")
 # :class: dropdown
 # ```
 #
-# No. At the start $B = 0$, $D = 0$ and $\nabla D = 0$: the allocation loss begins on a saddle. To leave it, its push on a
-# few rare points must outgrow the pull on all others and the noise of the batches. $\lambda$ sets the speed, and the rank
-# says in how many directions a start may be found.
+# No. At the start $B = 0$, $D = 0$ and $\nabla D = 0$: the allocation loss begins on a saddle. There its gradient is
+# zero, so it moves away only exponentially, from a tiny start, at a rate that grows with $\lambda$
+# ({doc}`07_a_floor_for_the_loss`). With a small rank there are few directions in which it can start.
 
 # %%
 _, paper = train(0, rank=0.1, lam=1.0)

@@ -213,6 +213,10 @@ pd.DataFrame(
 # fitted to its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may show how
 # much *memorised* detail of a class the small weights carry, as much as the class's share of capacity.
 #
+# And rarity and digit are the same thing here: 9 is always the rarest ({doc}`02_long_tailed_data`), and some digits may
+# hang on small weights more than others, whatever their number. A network trained on balanced digits, pruned alike,
+# would tell which of the two the bars follow. We have not run it.
+#
 # This is one network, on one small data set. It does not refute the paper's figure, which was made on CIFAR-100. It says
 # that the figure cannot be read without its three choices.
 #
@@ -290,6 +294,7 @@ pd.DataFrame(
 # ```{solution-end}
 # ```
 #
-# **Take-away.** Whether "minorities are more sensitive to pruning" depends on the images it is measured on: on training
-# images our correlations are positive, most of them within chance; on the balanced set most are negative.
+# **Take-away.** Whether "minorities are more sensitive to pruning" depends on the images it is measured on. On training
+# images, with a tenth pruned and all draws, our correlations are positive, most of them within chance; layer by layer at
+# other shares they are about zero or slightly negative. On the balanced set most are negative.
 # **Next.** {doc}`07_a_floor_for_the_loss`: why the loss needs a bound.
