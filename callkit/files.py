@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # what file systems without locks answer
+
 
 def check_writable(folder: Path) -> None:
     """Create `folder`; a clear OSError now rather than after the work."""
@@ -51,7 +53,7 @@ def alone(path: Path, timeout: float = -1) -> Iterator[None]:
     try:
         lock.acquire()
     except OSError as error:
-        if isinstance(error, Timeout) or error.errno != errno.ENOSYS:
+        if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
             raise
         warnings.warn(
             f"{path.parent} is on a file system without locks: see to it that one process at a time works there",

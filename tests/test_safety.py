@@ -124,12 +124,12 @@ def test_a_checkpoint_is_as_readable_as_a_log_and_one_that_cannot_be_opened_is_n
         load_newest(tmp_path)
 
 
-@pytest.fixture
-def no_locks(monkeypatch):
+@pytest.fixture(params=["ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP"])
+def no_locks(request, monkeypatch):
     """As if the file system had none."""
 
     def fail(*_):
-        raise OSError(errno.ENOSYS, "not here")
+        raise OSError(getattr(errno, request.param), "not here")
 
     monkeypatch.setattr("fcntl.flock", fail)
 
