@@ -115,6 +115,13 @@ def differing(settings: Settings, plain: Settings) -> dict:
     return {k: v for k, v in settings.to_dict().items() if v != values[k]}
 
 
+def other_words(settings: Settings, saved: dict) -> str:
+    """How `settings` differ from those saved in a checkpoint or record; "" if they do not. ValueError if the saved ones
+    are of another kind."""
+    saved = type(settings).from_dict(saved).to_dict()
+    return "; ".join(f"{k}: {saved[k]!r} there, {v!r} now" for k, v in settings.to_dict().items() if saved[k] != v)
+
+
 @dataclass(frozen=True)
 class TrainConfig(Settings):
     """Everything that decides a training run. Build it with `make_config`."""

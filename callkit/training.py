@@ -1,8 +1,8 @@
 """Training: a generator of step records that can stop anywhere and go on as if it never had.
 
-Every random draw of step k is a function of (seed, k) alone. So a resumed run needs no generator states,
-equals an uninterrupted one bit for bit on the CPU, and two methods with one seed see the same images,
-timesteps and noise.
+Every random draw of step k is a function of (seed, k) and the settings alone. So a resumed run needs no generator
+states, equals an uninterrupted one bit for bit on the CPU, and two methods with one seed see the same images, timesteps
+and noise, but for two: RS draws other images, and ADA its warps before the rest, which is then another.
 """
 
 import signal
@@ -34,7 +34,7 @@ from callkit.checkpoints import (
     read_log,
     save_checkpoint,
 )
-from callkit.config import Settings, TrainConfig
+from callkit.config import Settings, TrainConfig, other_words
 from callkit.diffusion import NoiseSchedule
 from callkit.objectives import OBJECTIVES, Batch
 
@@ -223,15 +223,14 @@ class _State:
 
 
 def _same_run(config: Settings, saved: dict, path: Path) -> None:
+    if config.steps > saved["steps"]:
+        saved = saved | {"steps": config.steps}  # the first steps of a long run are those of a short one
     try:
-        ours, saved = config.to_dict(), type(config).from_dict(saved).to_dict()
+        changed = other_words(config, saved)
     except ValueError as error:
         raise ValueError(f"{path} belongs to another kind of run ({error}); use another run folder") from error
-    if ours["steps"] > saved["steps"]:
-        saved["steps"] = ours["steps"]  # the first steps of a long run are those of a short one
-    changed = [f"{k}: {saved[k]!r} there, {v!r} now" for k, v in ours.items() if saved[k] != v]
     if changed:
-        raise ValueError(f"{path} belongs to a run with other settings ({'; '.join(changed)}); use another run folder")
+        raise ValueError(f"{path} belongs to a run with other settings ({changed}); use another run folder")
 
 
 class Pieces(NamedTuple):
@@ -262,7 +261,8 @@ def train(
              damaged, the one before. With more `steps` than it was planned for, it is made longer; other settings, or
              another number of images in a class, raise ValueError before any work, and a process that trains there
              already TrainingError.
-    minutes  stop after that much time, with a checkpoint; a later call goes on from there.
+    minutes  stop after that much time, the caller's with the records included, with a checkpoint; a later call goes on
+             from there. `seconds`, of a record and in a checkpoint, are of training alone.
     compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
 
     A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT, SIGTERM or
@@ -358,9 +358,10 @@ def _steps(
         (run / DIVERGED).unlink(missing_ok=True)
     provenance = records.provenance(device) | {"processes": distributed.world_size()}
     began = time.perf_counter()
+    callers = 0.0  # seconds that the caller had a record for
 
     def seconds() -> float:
-        return seconds_before + time.perf_counter() - began
+        return seconds_before + time.perf_counter() - began - callers
 
     def metadata_at(step: int) -> dict:
         return {
@@ -432,7 +433,9 @@ def _steps(
             if to_save and leader:
                 save(done)
             if record:
+                handed_over = time.perf_counter()
                 yield record
+                callers += time.perf_counter() - handed_over
             if interrupted:
                 raise KeyboardInterrupt(f"stopped at step {done}; run again to go on from there")
             if out_of_time:

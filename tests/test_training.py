@@ -359,6 +359,16 @@ def test_seconds_go_on_counting_in_a_resumed_run(tmp_path):
     assert 1000 < next(train(smoke(), tmp_path)).seconds < 1600
 
 
+def test_seconds_are_those_of_training_and_minutes_those_of_the_clock(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    for record in train(smoke(), tmp_path, minutes=5):
+        assert record.seconds == 0
+        clock[0] += 160
+    metadata = load_checkpoint(tmp_path / CHECKPOINT)[1]
+    assert (metadata["step"], metadata["seconds"]) == (11, 0), "320 seconds are over"
+
+
 def test_what_says_that_a_run_diverged_goes_when_it_goes_on(tmp_path):
     (tmp_path / DIVERGED).write_text("{}")
     list(train(smoke(steps=1), tmp_path))
