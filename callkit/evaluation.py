@@ -61,16 +61,46 @@ def _about_the_run(run: config.Settings, steps: int, counts: list[int], **words)
     return {**words, "steps": steps, "images_seen": steps * run.batch_size, "class_counts": counts}
 
 
-def _record_path(results: Path, run: config.Settings, *last_words: str) -> Path:
-    """Where the run's record goes. OSError if nothing can be written there, ValueError if a record of another run, on
-    data of the same name, is there."""
+def _about_training(metadata: dict, folder: Path) -> dict:
+    """What a record says of the training of the run in `folder`."""
+    return {
+        "seconds": round(metadata["seconds"], 1),
+        "curve": training_curve(checkpoints.read_log(folder / checkpoints.LOG), metadata["counts"]),
+        "provenance": metadata["provenance"],
+    }
+
+
+def _record_path(results: Path, run: config.Settings, training: dict, *last_words: str) -> Path:
+    """Where the run's record goes. OSError if nothing can be written there; ValueError if a record is there that this
+    one must not replace: of other settings, of another training with these settings, or with a curve of its training
+    where `training` has none."""
     files.check_writable(results)
     words = [records.data_word(run.dataset, run.imbalance_ratio), run.method, run.profile, f"seed{run.seed}"]
     path = results / ("-".join([*words, *records.file_words(run), *last_words]) + ".json")
-    about = records.read_record(path).get("run") if path.exists() else None
-    there = about["dataset"] if about else run.dataset
-    if there != run.dataset:
-        raise ValueError(f"{path} is the record of a run on {there}, and this one is on {run.dataset}: write elsewhere")
+    there = records.read_record(path) if path.exists() else {}
+    if not there:
+        return path
+    try:
+        changed = config.other_words(run, there["config"])
+    except ValueError as error:
+        changed = str(error)
+    if changed:
+        raise ValueError(
+            f"{path} is the record of a run with other settings ({changed}): write elsewhere, by --results"
+        )
+    before = there["training"]
+    if before["curve"]["step"] and not training["curve"]["step"]:
+        raise ValueError(
+            f"{path} has the curve of its training, which is not in the folder of this checkpoint and would be lost: "
+            "write elsewhere, by --results"
+        )
+    # a run that diverged may go on, and diverge again
+    if "diverged" not in there and before["provenance"] != training["provenance"]:
+        ended = [t["provenance"]["finished"] for t in (before, training)]
+        raise ValueError(
+            f"{path} is the record of another training with these settings (it ended {ended[0]}, this one {ended[1]}): "
+            "write elsewhere, by --results, or remove it first"
+        )
     return path
 
 
@@ -83,18 +113,14 @@ def record_divergence(
     """
     run, results = Path(run), Path(results or run)
     found = json.loads((run / checkpoints.DIVERGED).read_text())
-    settings = kind.from_dict(found["config"])
-    path = _record_path(results, settings, "diverged")
+    settings, training = kind.from_dict(found["config"]), _about_training(found, run)
+    path = _record_path(results, settings, training, "diverged")
     record = {
         "schema_version": records.SCHEMA_VERSION,
         "run": _about_the_run(settings, found["step"], found["counts"]),
         "config": settings.to_dict(),
         "diverged": {k: found[k] for k in ("step", "term", "value")},
-        "training": {
-            "seconds": round(found["seconds"], 1),
-            "curve": training_curve(checkpoints.read_log(run / checkpoints.LOG), found["counts"]),
-            "provenance": found["provenance"],
-        },
+        "training": training,
         "provenance": records.provenance(torch.device("cpu")),
     }
     files.write_json(path, record)
@@ -208,8 +234,8 @@ def evaluate_run(
     goes on: what was sampled waits in `results`, in a folder that is removed at the end. Under torchrun all processes
     sample, and the first one measures and writes; the others return None. ValueError for a damaged checkpoint, an
     unfinished run, unknown weights or extractor, a scale that is no number, fewer than two images a class, data that
-    have changed since, a record of other data in the way, before any work; FileNotFoundError without a checkpoint, and
-    OSError if nothing can be written in `results`.
+    have changed since, a record in the way that this one must not replace, before any work; FileNotFoundError without a
+    checkpoint, and OSError if nothing can be written in `results`.
     """
     sampling.check_guidance_scale(guidance_scale)
     checkpoint = Path(checkpoint)
@@ -234,7 +260,8 @@ def evaluate_run(
     words = [f"g{guidance_scale:g}"] if guidance_scale != config.GUIDANCE_SCALE else []
     words += [extractor] if extractor != default else []
     words += [f"n{images}"] if images != most else []
-    path = _record_path(results, run, *words, weights)
+    training = _about_training(metadata, checkpoint.parent)
+    path = _record_path(results, run, training, *words, weights)
     real = data.load_for(run, data_root)
     checkpoints.check_counts(metadata, real.train.counts, checkpoint)
 
@@ -288,11 +315,7 @@ def evaluate_run(
                 "kid_subset_size": metrics.KID_SUBSET_SIZE,
             },
             **scores,
-            "training": {
-                "seconds": round(metadata["seconds"], 1),
-                "curve": training_curve(checkpoints.read_log(checkpoint.parent / checkpoints.LOG), metadata["counts"]),
-                "provenance": metadata["provenance"],
-            },
+            "training": training,
             "provenance": records.provenance(torch.device(device)),
         }
         files.write_json(path, record)

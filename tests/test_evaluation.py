@@ -170,14 +170,54 @@ def test_two_evaluations_of_one_run_take_turns(tmp_path):
     assert "".join(inside) in ("aabb", "bbaa") and not list(tmp_path.iterdir())
 
 
-def test_a_record_of_other_data_with_the_same_name_is_not_overwritten(run, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "config",
+            {"dataset": "imagefolder:elsewhere/digits"},
+            r"other settings \(dataset: 'imagefolder:elsewhere/dig",
+        ),
+        ("config", {"lr": 0.5}, r"other settings \(lr: 0.5 there, 0.0002 now\): write elsewhere, by --results"),
+        ("config", {"general_rank": 8}, "other settings .unknown setting 'general_rank'"),
+        ("training", {"provenance": {"finished": "long ago"}}, r"another training .* \(it ended long ago, this one 20"),
+    ],
+)
+def test_a_record_of_another_run_with_the_same_name_is_not_overwritten(run, tmp_path, part, change, message):
     path = evaluation.evaluate_run(run, results=tmp_path)
     record = json.loads(path.read_text())
-    record["run"]["dataset"] = "imagefolder:elsewhere/digits"
-    files.write_json(path, record)
-    with pytest.raises(ValueError, match=r"is the record of a run on imagefolder:elsewhere/digits, and this one is on"):
+    files.write_json(path, record | {part: record[part] | change})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
         evaluation.evaluate_run(run, results=tmp_path)
-    assert list(tmp_path.iterdir()) == [path], "before any work"
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before, "before any work"
+    files.write_json(path, record)
+    assert evaluation.evaluate_run(run, results=tmp_path) == path, "its own is replaced"
+
+
+def test_a_record_with_a_curve_is_not_replaced_by_one_without(run, tmp_path):
+    path = evaluation.evaluate_run(run, results=tmp_path)
+    checkpoints.save_released(run, tmp_path / "released.safetensors")
+    with pytest.raises(
+        SystemExit, match=r"has the curve of its training, which is not in .* write elsewhere, by --results"
+    ):
+        main(["evaluate", str(tmp_path / "released.safetensors"), "--weights", "theta", "--device", "cpu"])
+    assert json.loads(path.read_text())["training"]["curve"]["step"] == [5, 10, 15, 20]
+    for _ in range(2):
+        evaluation.evaluate_run(tmp_path / "released.safetensors", results=tmp_path / "elsewhere")
+
+
+def test_a_run_that_diverged_goes_on_and_diverges_again_has_one_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "EXPLODED", 1e-6)
+    for ended in ("first", "second"):
+        with pytest.raises(checkpoints.TrainingError):
+            list(training.train(make_config(profile="smoke", channels=8), tmp_path))
+        found = json.loads((tmp_path / checkpoints.DIVERGED).read_text())
+        found["provenance"]["finished"] = ended
+        (tmp_path / checkpoints.DIVERGED).write_text(json.dumps(found))
+        path = evaluation.record_divergence(tmp_path)
+    assert list(tmp_path.glob("*-diverged.json")) == [path]
+    assert json.loads(path.read_text())["training"]["provenance"] == found["provenance"]
 
 
 def test_data_that_have_changed_since_the_run_are_refused_before_any_work(run, tmp_path, monkeypatch):
