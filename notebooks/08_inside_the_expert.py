@@ -289,6 +289,8 @@ pd.DataFrame(rows).T
 #   does not show that knowledge moved. Only controls like those above can, and here they say that little did.
 # * Nor does it follow from a large $D$, as the last table shows. There $\theta$ cannot be told from the default's
 #   ({numref}`fig-bounds`), whatever $\theta^g$ draws.
+# * An expert that *can* hold no image does the same: with the embedding projections alone decomposed the predictions part
+#   as far, $\theta^g$ fails on Few, and $\theta$ is on Few about as good ({doc}`07_a_floor_for_the_loss`, in three seeds).
 # * That $\theta$ can still be better on Few than DDPM ({doc}`04_general_and_expert`) is a separate observation, and needs
 #   a separate explanation.
 # * All of this is about a small network on 8 × 8 images. Nothing here says what the experts of the paper's networks

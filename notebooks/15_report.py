@@ -677,6 +677,12 @@ surprises = {
             f"of the gap between θᵍ and θ, {measured['Table 4, Section 5.3']['in numbers']}",
             "08_inside_the_expert",
         ),
+        "An expert in the embedding projections alone": (
+            "it can hold no image, and FID on Few is as with the default's: over DDPM "
+            f"{paired(study.select('call', {'where': 'up-emb'}), study.select('ddpm'), 'few', ratio=True).words()}, of θᵍ over θ "
+            f"{paired(study.select('call', {'where': 'up-emb'}, 'theta_g'), study.select('call', {'where': 'up-emb'}), 'few', ratio=True).words()}",
+            "07_a_floor_for_the_loss",
+        ),
         "Parting without harm": (
             f"with `centred`, seed {odd['θ']['run']['seed']}, D on Few ends at "
             f"{odd['θ']['training']['curve']['distance_few'][-1]:.2f} as by default, and FID on Few is "
