@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from callkit.allocation import BOUND_FORMS, PRESETS
 from callkit.capacity import WHERE
-from callkit.objectives import OBJECTIVES, option_names
+from callkit.objectives import CBDM_PRIORS, OBJECTIVES, OC_MODES, option_names
 
 # The network and what goes with the images.
 _CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
@@ -195,6 +195,7 @@ def check_names(kind: type[Settings], overrides: dict) -> None:
 _COUNT = (lambda v: v >= 1, "at least 1")
 _POSITIVE = (lambda v: v > 0, "positive")
 _SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
+_FACTOR = (lambda v: v >= 0, "at least 0")
 CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine, and how to say it
     "imbalance_ratio": (lambda v: v is None or v >= 1, "at least 1, or None"),
     "seed": (lambda v: v >= 0, "at least 0"),
@@ -209,6 +210,9 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "num_res_blocks": _COUNT,
     "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
     "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
+    "lam": _FACTOR,
+    "consistency": _FACTOR,
+    "diversity": _FACTOR,
     "bound": (lambda v: v is None or v > 0, "positive, or None for the printed loss"),
     "image_size": (lambda v: v is None or v >= 1, "at least 1, or None for the data set's own"),
     "bound_form": (lambda v: v in BOUND_FORMS, f"one of {', '.join(BOUND_FORMS)}"),
@@ -221,6 +225,14 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "grad_clip": _POSITIVE,
     "resample": _SHARE,
     "held_out": (lambda v: 0 <= v < 1, "in [0, 1)"),
+}
+# of base_options by name
+_STRENGTH = (lambda v: type(v) in (int, float) and 0 <= v < math.inf, "a number, at least 0")
+OPTION_CHECKS: dict[str, tuple[Callable, str]] = {
+    "gamma": _STRENGTH,
+    "tau": _STRENGTH,
+    "prior": (lambda v: v in CBDM_PRIORS, f"one of {', '.join(CBDM_PRIORS)}"),
+    "mode": (lambda v: v in OC_MODES, f"one of {', '.join(OC_MODES)}"),
 }
 
 
@@ -251,6 +263,21 @@ def check_values(settings: Settings, checks: dict[str, tuple[Callable, str]] = C
     if unknown := sorted(set(settings.base_options) - set(allowed)):
         known = ", ".join(allowed) or "none"
         raise ValueError(f"unknown base_options {unknown[0]!r} for base {settings.base}; known: {known}")
+    for name, value in settings.base_options.items():
+        fine, allowed = OPTION_CHECKS.get(name, (lambda v: True, ""))
+        if not fine(value):
+            raise ValueError(f"base_options {name!r} must be {allowed}, got {value!r}")
+
+
+def check_effects(settings: Settings, allocation: str, overrides: dict, of_call: tuple[str, ...] = OF_CALL) -> None:
+    """ValueError naming what was asked for and would change nothing but the name of the run."""
+    given = [name for name in of_call if name in overrides]
+    if allocation != "bounded":
+        given.insert(0, "allocation")
+    if given and not settings.call:
+        raise ValueError(f"{given[0]} has no effect without CALL, which method {settings.method} does not have")
+    if "bound_form" in given and (settings.bound is None or settings.diversity == 0):
+        raise ValueError(f"bound_form has no effect with {'bound=None' if settings.bound is None else 'diversity=0'}")
 
 
 def make_config(
@@ -266,6 +293,8 @@ def make_config(
 
     ValueError naming the argument, what came and what is allowed.
     """
+    from callkit import data  # here, for it needs this module
+
     settings = (
         choose(NETWORKS, "dataset", dataset.partition(":")[0])
         | choose(METHODS, "method", method)
@@ -276,10 +305,15 @@ def make_config(
     words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, method=method, profile=profile, seed=seed)
     config = TrainConfig.from_dict(words | settings)  # a record's overrides have lists where a config has tuples
     check_values(config)
+    check_effects(config, allocation, overrides)
     levels = len(config.channel_mult)
     if not set(config.attention_levels) <= set(range(levels)):
         raise ValueError(f"attention_levels must lie in 0..{levels - 1}, got {config.attention_levels}")
-    shrinks = 2 ** (levels - 1)
-    if config.image_size and config.image_size % shrinks:
-        raise ValueError(f"image_size must be a multiple of {shrinks} for {levels} levels, got {config.image_size}")
+    own = data.DATASETS[dataset].sizes[0] if dataset in data.DATASETS else 0
+    size, shrinks = config.image_size or own, 2 ** (levels - 1)
+    if size % shrinks:
+        raise ValueError(
+            f"image_size must be a multiple of {shrinks} for the {levels} levels of channel_mult, got {size}"
+            + ("" if config.image_size else ", the data set's own")
+        )
     return config

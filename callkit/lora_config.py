@@ -19,6 +19,8 @@ PROFILES: dict[str, dict] = {
     "gpu": dict(steps=2_000, ema_decay=0.999, batch_size=64, at_once=16, log_every=20, checkpoint_every=500),
     "paper": dict(ema_decay=0.9999, batch_size=64, at_once=16, log_every=100, checkpoint_every=1_000),
 }
+# Without effect unless a method has `call`; expert_rank must be below general_rank whatever the method.
+OF_CALL = ("lam", "consistency", "diversity", "bound")
 PAPER_EPOCHS, ARTBENCH_CLASS = 100, 5_000  # images of each class before it is made long-tailed
 
 
@@ -101,6 +103,7 @@ def make_config(
         "weight_decay": (lambda v: v >= 0, "at least 0"),
     }
     config.check_values(tune, config.CHECKS | checks)
+    config.check_effects(tune, allocation, overrides, OF_CALL)
     if not by_epochs:
         return tune
     images = int(data.long_tailed_counts(ARTBENCH_CLASS, 10, imbalance_ratio or 1).sum())  # on any other data, too

@@ -90,6 +90,9 @@ def focal(
     return out._replace(loss=out.loss * weight / weight.mean())
 
 
+CBDM_PRIORS = ("train", "uniform")
+
+
 def cbdm(
     model: nn.Module,
     batch: Batch,
@@ -107,8 +110,8 @@ def cbdm(
     prior: y' from the training frequencies ("train", their default) or "uniform". Where the condition was dropped
     there is no class to balance, and no extra term. ValueError for another prior.
     """
-    if prior not in ("train", "uniform"):
-        raise ValueError(f"unknown prior {prior!r}; known: train, uniform")
+    if prior not in CBDM_PRIORS:
+        raise ValueError(f"unknown prior {prior!r}; known: {', '.join(CBDM_PRIORS)}")
     noised = add_noise(batch, schedule, generator)
     weights = batch.frequency if prior == "train" else torch.ones_like(batch.frequency)
     other = torch.multinomial(weights, len(batch.y), replacement=True, generator=generator)

@@ -28,7 +28,7 @@ from cost import method_ratio, sampling_steps
 from callkit import __main__ as cli
 from callkit import checkpoints, config, data, evaluation, files, live, metrics, records, sampling, training, viz
 
-MARKS, MEASURED = "marks.jsonl", "weights-bf16.safetensors"
+MARKS, MEASURED, LOCK = "marks.jsonl", "weights-bf16.safetensors", ".marks.lock"
 MARGIN = 1.2  # on the estimate of an evaluation
 
 
@@ -159,6 +159,12 @@ class Slice:
                     break
 
     def evaluate(self, run: Path, weights: str) -> None:
+        """Add the mark of the run's newest checkpoint, unless another process has by the time this one has its turn."""
+        with files.alone(run / LOCK):
+            if weights in self.lacking(run):
+                self._evaluate(run, weights)
+
+    def _evaluate(self, run: Path, weights: str) -> None:
         c, began = self.runs[run], time.monotonic()
         checkpoint, (source, _, metadata) = run / MEASURED, checkpoints.load_newest(run, tensors=False)
         checkpoints.check_counts(metadata, self.real.train.counts, source)
@@ -195,7 +201,7 @@ class Slice:
             "provenance": records.provenance(torch.device(self.device)),
         }
         add_mark(run, line)
-        shutil.rmtree(parts)
+        shutil.rmtree(parts, ignore_errors=True)  # the mark is there
 
     def going(self) -> list[Path]:
         """The runs that did not diverge."""
@@ -278,27 +284,39 @@ def _of(labels: torch.Tensor, classes: list[int]) -> torch.Tensor:
     return torch.isin(labels, torch.tensor(classes))
 
 
+def settings_of(method: str, overrides: dict, methods: list[str]) -> dict:
+    """Those of the overrides that are for this method: settings of CALL are for the methods that have it, if any do."""
+
+    def call(name: str) -> bool:
+        return overrides.get("call", config.choose(config.METHODS, "method", name)["call"])
+
+    fits = call(method) or not any(map(call, methods))
+    return {k: v for k, v in overrides.items() if fits or k not in config.OF_CALL}
+
+
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--minutes", type=float, default=10)
-    p.add_argument("--dataset", default="cifar10")
-    p.add_argument("--imbalance-ratio", type=cli.imbalance_ratio, help="(default: 100; natural for your own images)")
-    p.add_argument("--methods", nargs="+", default=["ddpm", "oc", "oc-call"])
-    p.add_argument("--profile", default="gpu")
-    p.add_argument("--seed", type=int, default=0)
-    cli.add_set(p, "override any setting but base_options, for all methods")
-    p.add_argument("--images", type=int, default=2_000, help="generated at each mark, equally many of each class")
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = "(default: %(default)s)"
+    p.add_argument("--minutes", type=float, default=10, help=f"stop after that long {default}")
+    p.add_argument("--dataset", default="cifar10", help=f"as in callkit train {default}")
     p.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=config.GUIDANCE_SCALE,
-        help="of what is generated; 1 is none, OC's code uses 2.5",
+        "--imbalance-ratio",
+        type=cli.imbalance_ratio,
+        help="largest class / smallest class, or natural (default: 100; natural for your own images)",
     )
+    methods = ["ddpm", "oc", "oc-call"]
+    words = f"to train side by side, of {', '.join(config.METHODS)} (default: {' '.join(methods)})"
+    p.add_argument("--methods", nargs="+", default=methods, help=words)
+    p.add_argument("--profile", default="gpu", help=f"size of the runs: {', '.join(config.PROFILES)} {default}")
+    p.add_argument("--seed", type=int, default=0, help=f"of everything random in training {default}")
+    cli.add_set(p, "override any setting but base_options, for all methods; settings of CALL for those that have it")
+    words = f"generated at each mark, equally many of each class {default}"
+    p.add_argument("--images", type=cli.positive, default=2_000, help=words)
+    words = f"of what is generated; 1 is none, OC's code uses 2.5 {default}"
+    p.add_argument("--guidance-scale", type=float, default=config.GUIDANCE_SCALE, help=words)
     p.add_argument("--compile", action="store_true", help="torch.compile the networks, at each turn")
-    p.add_argument("--root", type=Path, default=Path("runs"), help="where run folders are")
-    p.add_argument("--data-root", type=Path, default=Path("data"))
+    p.add_argument("--root", type=Path, default=Path("runs"), help=f"where run folders are {default}")
+    p.add_argument("--data-root", type=Path, default=Path("data"), help=cli.DATA_ROOT)
     cli.add_device(p)
     p.set_defaults(usual_ratio=100)
     a = p.parse_args(argv)
@@ -306,7 +324,10 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(a.threads)
     try:
         words, overrides = (a.dataset, cli.chosen_ratio(a)), cli.settings(a.set)
-        configs = [config.make_config(*words, m, a.profile, a.seed, **overrides) for m in dict.fromkeys(a.methods)]
+        configs = [
+            config.make_config(*words, m, a.profile, a.seed, **settings_of(m, overrides, a.methods))
+            for m in dict.fromkeys(a.methods)
+        ]
         runs = {records.run_folder(c, a.root): c for c in configs}
         work = Slice(runs, a.minutes, a.images, a.device, a.data_root, a.compile, a.guidance_scale)
         stopped = False

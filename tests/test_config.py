@@ -4,8 +4,8 @@ import json
 import pytest
 
 from callkit import records
-from callkit.config import OF_CALL, PROFILES, WORDS, TrainConfig, make_config
-from callkit.objectives import option_names
+from callkit.config import OF_CALL, OPTION_CHECKS, PROFILES, WORDS, TrainConfig, make_config
+from callkit.objectives import OBJECTIVES, option_names
 from callkit.training import train
 
 
@@ -27,7 +27,7 @@ from callkit.training import train
         (dict(seed=-1), "seed must be at least 0"),
         (dict(steps=1.5), "steps must be an integer, got 1.5"),
         (dict(steps=True), "steps must not be True"),
-        (dict(lam=float("nan")), "lam must not be nan"),
+        (dict(lam=float("nan")), "lam must be at least 0, got nan"),
         (dict(bound=float("inf")), "bound must not be inf"),
         (dict(dataset="celeba-hq", image_size="big"), "image_size must be an integer or None, got 'big'"),
         (dict(dataset="celeba-hq", image_size=32.0), "image_size must be an integer or None, got 32.0"),
@@ -44,6 +44,27 @@ from callkit.training import train
         (dict(attention_levels=(-1,)), r"attention_levels must lie in 0\.\.1, got \(-1,\)"),
         (dict(base_options={"gamma": 1.0}), "unknown base_options 'gamma' for base ddpm; known: none"),
         (dict(method="cbdm", base_options={"taw": 1.0}), "unknown base_options 'taw' for base cbdm; known: tau, gamma"),
+        (dict(lam=-0.5), "lam must be at least 0, got -0.5"),
+        (dict(consistency=-1), "consistency must be at least 0, got -1"),
+        (dict(diversity=-1.0), "diversity must be at least 0, got -1.0"),
+        (dict(method="oc", base_options={"mode": 1}), "base_options 'mode' must be one of t2h, h2t, full, got 1"),
+        (dict(method="cbdm", base_options={"prior": "flat"}), "base_options 'prior' must be one of train, uniform"),
+        (dict(method="cbdm", base_options={"tau": "1"}), "base_options 'tau' must be a number, at least 0, got '1'"),
+        (
+            dict(method="focal", base_options={"gamma": -1.0}),
+            "base_options 'gamma' must be a number, at least 0, got -1",
+        ),
+        (
+            dict(method="focal", base_options={"gamma": True}),
+            "base_options 'gamma' must be a number, at least 0, got Tr",
+        ),
+        (dict(channel_mult=(1,) * 5), "a multiple of 16 for the 5 levels of channel_mult, got 8, the data set's own"),
+        (dict(method="ddpm", lam=3.0), "lam has no effect without CALL, which method ddpm does not have"),
+        (dict(method="rs", branch_share=0.5), "branch_share has no effect without CALL, which method rs"),
+        (dict(method="oc", allocation="paper"), "allocation has no effect without CALL, which method oc does not have"),
+        (dict(bound=None, bound_form="cap"), "bound_form has no effect with bound=None"),
+        (dict(allocation="paper", bound_form="cap"), "bound_form has no effect with bound=None"),
+        (dict(diversity=0.0, bound_form="cap"), "bound_form has no effect with diversity=0"),
         (dict(learning_rate=1), "unknown setting 'learning_rate'; known: .*lr"),
     ],
 )
@@ -78,7 +99,12 @@ def test_overrides_as_a_record_has_them_make_the_config_again():
 @pytest.mark.parametrize(("base", "names"), [("ddpm", []), ("focal", ["gamma"]), ("oc", ["mode"])])
 def test_the_options_of_a_base_loss(base, names):
     assert option_names(base) == names
-    assert make_config(base=base, base_options=dict.fromkeys(names, 1)).base_options.keys() == set(names)
+    values = {"gamma": 2, "mode": "full"}
+    assert make_config(base=base, base_options={k: values[k] for k in names}).base_options.keys() == set(names)
+
+
+def test_every_option_of_a_base_loss_is_checked():
+    assert {name for base in OBJECTIVES for name in option_names(base)} == OPTION_CHECKS.keys()
 
 
 def test_every_record_can_be_run_again():

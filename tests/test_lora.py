@@ -427,6 +427,8 @@ def test_on_other_data_the_model_is_always_named():
         ({"where": "up"}, "where must be one of attention, all, got up"),
         ({"prompt": "a painting"}, r"prompt must be a text with \{class\} in it"),
         ({"channels": 8}, "unknown setting 'channels'"),
+        ({"method": "oc", "lam": 2.0}, "lam has no effect without CALL, which method oc does not have"),
+        ({"method": "ddpm", "allocation": "released"}, "allocation has no effect without CALL, which method ddpm"),
         ({"method": "ada"}, "unknown method 'ada'"),
         ({"dataset": "digits"}, "unknown dataset 'digits'; known: artbench10, celeba-hq, imagefolder"),
     ],

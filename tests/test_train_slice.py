@@ -1,10 +1,13 @@
 """The slice: methods side by side, stopped by the clock and by a signal, and going on from there."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,37 @@ def test_marks_at_another_guidance_scale_are_others(tmp_path, capsys):
     assert {p.name for p in tmp_path.rglob("*.png")} == {"slice-smoke-seed0.png", "slice-smoke-seed0-g2.5.png"}
 
 
+def test_two_calls_do_not_evaluate_one_mark_twice(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    c = make_config(method="ddpm", profile="smoke", channels=8, steps=10)
+    list(training.train(c, run))
+    slices = [train_slice.Slice({run: c}, 5, 40, "cpu", Path("data")) for _ in range(2)]
+    for of in slices:
+        of.describe_real()
+    inside, describe = threading.Event(), train_slice.evaluation.describe_samples
+
+    def slow(*arguments, **options):
+        assert not inside.is_set(), "another is at it"
+        inside.set()
+        time.sleep(1)
+        found = describe(*arguments, **options)
+        inside.clear()
+        return found
+
+    monkeypatch.setattr(train_slice.evaluation, "describe_samples", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda of: of.evaluate(run, "theta"), slices))
+    assert [(m["step"], m["weights"]) for m in train_slice.read_marks(run)] == [(10, "theta")]
+
+
+def test_help_says_every_default_once_and_what_every_option_is(capsys):
+    with pytest.raises(SystemExit):
+        train_slice.main(["--help"])
+    options = " ".join(capsys.readouterr().out.partition("--help")[2].split()).split(" --")
+    assert all(option.count("default") <= 1 for option in options)
+    assert all(re.search(r"[a-z]{2,} [a-z]", option) for option in options[1:]), "words and not just a name"
+
+
 def test_a_damaged_checkpoint_is_passed_over_as_in_training(tmp_path):
     call(tmp_path, "5", "--images", "45")
     run = folders(tmp_path)["oc-call"]
@@ -194,6 +228,16 @@ def test_a_signal_stops_it_with_a_checkpoint_and_status_75(tmp_path):
     out, _ = work.communicate(timeout=60)
     assert work.returncode == 75 and "stopped; call it again to go on" in out
     assert 5 <= checkpoints.steps_done(log.parent) < 100_000
+
+
+def test_settings_of_call_are_for_the_methods_that_have_it(monkeypatch):
+    made = []
+    monkeypatch.setattr(train_slice, "Slice", lambda runs, *_: made.extend(runs.values()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_slice.main([*WORDS, "--methods", "ddpm", "call", "--set", "lam=0.5", "lr=1e-3"])
+    assert [(c.method, c.overrides()) for c in made] == [("ddpm", {"lr": 1e-3}), ("call", {"lam": 0.5, "lr": 1e-3})]
+    with pytest.raises(SystemExit, match="error: lam has no effect without CALL, which method ddpm does not have"):
+        train_slice.main([*WORDS, "--methods", "ddpm", "--set", "lam=0.5"])
 
 
 @pytest.mark.parametrize(
