@@ -1,7 +1,8 @@
 """What a difference between two methods over a few seeds is worth: paired by seed, with intervals and p-values.
 
-Derived in chapter 11. Two records of one seed share the training images, every timestep and noise of training, and
-the noise that sampling starts from; if code and PyTorch are the same, too, only the method differs. So differences are
+Derived in chapter 11. Two records of one seed share the training set, the order in which its images come, every
+timestep and noise of training (but for RS, which draws other images, and ADA, whose warps are drawn first), and the
+noise that sampling starts from; if code and PyTorch are the same, too, only the method differs. So differences are
 taken seed by seed.
 """
 
@@ -70,8 +71,8 @@ class Paired(NamedTuple):
     p_exact: float  # of the sign-flip test; NaN without a seed
 
     def words(self) -> str:
-        """For a table: 0.83 [0.65, 1.07]; the value alone for one seed. An end that three digits would round to 1 has four,
-        for on which side of 1 it lies is what a reader asks."""
+        """For a table: 0.83 [0.65, 1.07]; the value alone for one seed. An end that three digits would round to 1 has
+        four, for on which side of 1 it lies is what a reader asks."""
         if len(self.seeds) < 2:
             return f"{self.mean:.3g}" if self.seeds else ""
         low, high = (f"{v:.4g}" if f"{v:.3g}" == "1" else f"{v:.3g}" for v in (self.low, self.high))
@@ -83,7 +84,8 @@ SHARED = (
     *(("run", k) for k in ("dataset", "imbalance_ratio", "profile", "steps", "class_counts")),
     *(("sampling", k) for k in ("sampler", "steps")),
     *(("evaluation", k) for k in ("extractor_sha256", "generated_images", "reference")),
-    ("config", "redraw"),  # absent in the first records, which had the published subset
+    ("config", "image_size"),  # absent in the first records, which had the data set's own,
+    ("config", "redraw"),  # and the published subset
 )
 
 
@@ -117,7 +119,7 @@ def paired(
         for part, key in SHARED:
             if (part, key) == ("run", "steps") and other_steps:
                 continue
-            if a[s][part].get(key, False) != b[s][part].get(key, False):
+            if (a[s][part].get(key) or None) != (b[s][part].get(key) or None):
                 raise ValueError(f"{a[s]['file']} and {b[s]['file']} differ in {part}.{key}: they do not pair")
     scores = [[r[s]["metrics"][split][metric] for s in seeds] for r in (a, b)]
     x, y = np.log(scores) if ratio else np.array(scores, dtype=float)

@@ -139,6 +139,7 @@ def test_runs_of_other_lengths_pair_only_where_that_is_asked_for():
         *(("sampling", key) for key in ("sampler", "steps")),
         *(("evaluation", key) for key in ("extractor_sha256", "generated_images", "reference")),
         ("config", "redraw"),
+        ("config", "image_size"),
     ],
 )
 def test_records_that_differ_in_what_decides_a_score_do_not_pair(part, key):
@@ -146,6 +147,12 @@ def test_records_that_differ_in_what_decides_a_score_do_not_pair(part, key):
     other[part][key] = "another"
     with pytest.raises(ValueError, match=rf"seed0 and seed0 differ in {part}\.{key}: they do not pair"):
         paired([other], [record(0, 1.0)], "few")
+
+
+def test_the_first_records_had_the_usual_data():
+    other = record(0, 1.0)
+    other["config"] = {"image_size": None, "redraw": False}
+    assert paired([other], [record(0, 1.0)], "few").seeds == [0]
 
 
 def test_real_records_pair():
