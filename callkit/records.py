@@ -44,7 +44,7 @@ def override_words(config) -> list[str]:
 
     def word(value) -> str:
         if isinstance(value, list):
-            return ",".join(map(str, value)) + "," * (len(value) == 1)
+            return ",".join(map(str, value)) + "," * (len(value) <= 1)
         return Path(str(value)).name  # a value may be a path
 
     return [f"{name}={word(value)}" for name, value in config.overrides().items()]

@@ -57,8 +57,9 @@ def test_train_sample_evaluate_table(tmp_path, capsys):
     assert out.count(" call, lam=0.5 |") == 3 and out.count(" call, lam=2.0 |") == 1
 
 
-def test_a_run_folder_names_what_its_run_overrides():
-    options = dict(lam=0.5, channel_mult=(1, 2, 3), attention_levels=(2,), flip=True, bound=None)
+@pytest.mark.parametrize("levels", [(2,), (), (0, 1)])
+def test_a_run_folder_names_what_its_run_overrides(levels):
+    options = dict(lam=0.5, channel_mult=(1, 2, 3), attention_levels=levels, flip=True, bound=None)
     c = make_config("digits", None, "oc-call", "gpu", 3, **options)
     words = records.override_words(c)
     pairs = (word.partition("=") for word in words)
