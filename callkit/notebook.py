@@ -51,7 +51,8 @@ def need_record(folder: str | Path | None = None, diverged: bool = False, **word
     """FileNotFoundError if `records.load_records` finds none with these arguments; it says how to make one."""
     folder = folder or records.results_folder()
     if not records.load_records(folder, diverged, **words):
-        run = make_config(**words.pop("overrides", {}), **words)
+        known = {name: words[name] for name in {f.name for f in fields(TrainConfig)} & words.keys()}
+        run = make_config(**words.get("overrides", {}), **known)
         raise FileNotFoundError(
             f"this chapter needs a record that {folder} does not have: make it with `{_train(run)}` and "
             f"`python -m callkit evaluate {records.run_folder(run)} --results {folder}`"

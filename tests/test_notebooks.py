@@ -17,7 +17,7 @@ from papermill import PapermillExecutionError, execute_notebook
 from papermill.translators import PythonTranslator
 from traitlets.config import Config
 
-from callkit import data
+from callkit import data, notebook
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book"))
@@ -170,6 +170,12 @@ NEEDS = {
     "15_report": RECORD("ddpm"),
     "16_cifar10": "runs/fashion-mnist-ir100/ddpm-gpu/seed0-steps=4000-channels=64-precision=bf16 --results",
 }
+
+
+def test_a_record_that_is_missing_may_be_named_by_words_that_are_no_setting(tmp_path):
+    words = dict(dataset="digits", imbalance_ratio=50, profile="cpu", method="call", overrides={"lam": 0.5})
+    with pytest.raises(FileNotFoundError, match=r"--set lam=0.5` and `python -m callkit evaluate runs/.*lam=0.5 --res"):
+        notebook.need_record(tmp_path, **words, weights="theta", guidance_scale=1)
 
 
 def test_every_chapter_with_a_data_set_needs_records_or_none():
