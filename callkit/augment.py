@@ -72,7 +72,7 @@ class Warp(NamedTuple):
         )
 
 
-def draw(n: int, generator: torch.Generator, probability: float = PROBABILITY) -> Warp:
+def draw(n: int, generator: torch.Generator) -> Warp:
     """A random warp for each of n images, on the generator's device."""
     device = generator.device
 
@@ -80,7 +80,7 @@ def draw(n: int, generator: torch.Generator, probability: float = PROBABILITY) -
         return torch.rand(n, generator=generator, device=device)
 
     def sometimes() -> Tensor:
-        return (uniform() < probability).float()
+        return (uniform() < PROBABILITY).float()
 
     def normal() -> Tensor:
         return torch.randn(n, generator=generator, device=device)

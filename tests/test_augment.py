@@ -46,9 +46,10 @@ def test_scale_and_stretch_in_closed_form():
     assert torch.linalg.det(one(stretch=1.3, stretch_axis=0.4, rotation=1.0).matrix()).item() == pytest.approx(1, 1e-5)
 
 
-def test_the_inverse_matrix_undoes_a_warp():
+def test_the_inverse_matrix_undoes_a_warp(monkeypatch):
     image = blob().repeat(50, 1, 1, 1)
-    warp = draw(50, torch.Generator().manual_seed(0), probability=0.5)
+    monkeypatch.setattr(augment, "PROBABILITY", 0.5)
+    warp = draw(50, torch.Generator().manual_seed(0))
     warp = warp._replace(shift_x=0.3 * warp.shift_x, shift_y=0.3 * warp.shift_y)  # the spot must stay in the image
     there = apply(image, warp.matrix())
     back = apply(there, torch.linalg.inv(warp.matrix()))
@@ -57,7 +58,8 @@ def test_the_inverse_matrix_undoes_a_warp():
 
 
 def test_a_warp_does_not_wait_for_the_gpu(monkeypatch):
-    matrix = draw(50, torch.Generator().manual_seed(0), probability=1.0).matrix()
+    monkeypatch.setattr(augment, "PROBABILITY", 1.0)
+    matrix = draw(50, torch.Generator().manual_seed(0)).matrix()
     assert torch.equal(torch.linalg.inv_ex(matrix).inverse, torch.linalg.inv(matrix))
     monkeypatch.setattr(torch.linalg, "inv", lambda _: pytest.fail("it looks whether it could"))
     apply(torch.zeros(50, 1, 8, 8), matrix)
