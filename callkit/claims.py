@@ -11,6 +11,7 @@ from itertools import product
 from math import log
 from typing import NamedTuple
 
+from callkit.config import TITLES
 from callkit.records import PAPER_TABLES, Study, benchmark, label, paper_table
 from callkit.statistics import Paired, paired
 
@@ -219,7 +220,6 @@ def of(profile: str) -> tuple[Claim, ...]:
         )
 
     lambdas = [dict(lam=lam) for lam in LAMBDAS]
-    on_its_loss = {"ddpm": "DDPM", "oc": "OC"}[design.base]
     return (
         Claim(
             "best",
@@ -286,7 +286,7 @@ def of(profile: str) -> tuple[Claim, ...]:
         Claim(
             "widths",
             "Figure 5",
-            f"CALL improves on {on_its_loss} for networks of other widths and depths",
+            f"CALL improves on {TITLES[design.base]} for networks of other widths and depths",
             tuple(
                 Part(runs(design.call, scale=g, channel_mult=w), "lower", runs(design.base, scale=g, channel_mult=w))
                 for w, g in product(design.widths, design.terms)

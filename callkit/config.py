@@ -50,6 +50,12 @@ TITLES: dict[str, str] = {  # of the methods, in tables and figures, and in thei
     "rs-sqrt-call": "RS, square root + CALL",
 }
 
+
+def without_call(method: str) -> str:
+    """The method that this one is without CALL: itself, if it has none."""
+    return method.removesuffix("call").removesuffix("-") or "ddpm"
+
+
 # Without effect unless a method has `call`: of capacity and of the allocation loss.
 OF_CALL = (
     *("rank", "where", "lam", "consistency", "diversity", "bound"),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from callkit import claims, files, records, viz
 from callkit.claims import runs
-from callkit.config import OF_CALL, TITLES
+from callkit.config import OF_CALL, TITLES, without_call
 from callkit.records import Study, label, method_overrides
 from callkit.statistics import Paired, holm, paired
 
@@ -170,7 +170,7 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
         run = study.records[0]["run"]
         trained = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
         for words in variants(study):
-            base = words["method"].removesuffix("call").removesuffix("-") or "ddpm"
+            base = without_call(words["method"])
             if base == words["method"] or words["weights"] != "theta" or words["overrides"]:
                 continue
             pair = study.select(**words), study.select(**plain(words, base))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
-from callkit.config import TITLES
+from callkit.config import TITLES, without_call
 from callkit.records import parted_at
 from callkit.statistics import Paired
 
@@ -337,7 +337,7 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
 
 def method_lines(methods: Collection[str]) -> dict[str, dict]:
     """How `plot` is to draw each: a colour for each base loss; with CALL on top of it dashed and hollow."""
-    base = {name: "ddpm" if name == "call" else name.removesuffix("-call") for name in methods}
+    base = {name: without_call(name) for name in methods}
     colors = itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE))
     color = dict(zip(dict.fromkeys(base.values()), colors, strict=False))
     styles = {}
