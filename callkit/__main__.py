@@ -138,8 +138,8 @@ def train(a) -> None:
 def add_evaluate(commands):
     p = commands.add_parser("evaluate", help="sample a balanced set from a run and write a record of its metrics")
     p.add_argument("run", type=Path, help="run folder, or a checkpoint file")
-    words = "one or both, after RUN (default: both with CALL, else theta)"
-    p.add_argument("--weights", nargs="+", choices=checkpoints.WEIGHTS, help=words)
+    words = "the network with its expert or without (default: both with CALL, else theta)"
+    p.add_argument("--weights", choices=checkpoints.WEIGHTS, help=words)
     add_guidance(p)
     p.add_argument("--extractor", help="digits, lite0 or inception (default: by data set and profile)")
     p.add_argument("--images", type=positive, help="how many to generate (default: as many as the profile says)")
@@ -168,9 +168,7 @@ def evaluate(a) -> None:
         paths = [record_divergence(a.run, a.results, a.kind)] if leader else []
     else:
         checkpoint = checkpoint_of(a.run)
-        weights = a.weights or checkpoints.available_weights(checkpoint)
-        for w in weights:
-            checkpoints.check_weights(checkpoint, w)
+        weights = [a.weights] if a.weights else checkpoints.available_weights(checkpoint)
         paths = [
             evaluate_run(
                 checkpoint,

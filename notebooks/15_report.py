@@ -563,6 +563,7 @@ centred = {
     "θ": study.select("call", {"centred": True}),
     "DDPM": study.select("ddpm"),
 }
+alone = {w: study.select("call", {"where": "up-emb"}, w) for w in ("theta", "theta_g")}
 lowest = min(centred["θᵍ"], key=lambda r: r["metrics"]["few"]["fid"])["run"]["seed"]
 odd = {
     name: next(r for r in found if r["run"]["seed"] == lowest)
@@ -679,8 +680,8 @@ surprises = {
         ),
         "An expert in the embedding projections alone": (
             "it can hold no image, and FID on Few is as with the default's: over DDPM "
-            f"{paired(study.select('call', {'where': 'up-emb'}), study.select('ddpm'), 'few', ratio=True).words()}, of θᵍ over θ "
-            f"{paired(study.select('call', {'where': 'up-emb'}, 'theta_g'), study.select('call', {'where': 'up-emb'}), 'few', ratio=True).words()}",
+            f"{paired(alone['theta'], study.select('ddpm'), 'few', ratio=True).words()}, of θᵍ over θ "
+            f"{paired(alone['theta_g'], alone['theta'], 'few', ratio=True).words()}",
             "07_a_floor_for_the_loss",
         ),
         "Parting without harm": (

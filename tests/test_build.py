@@ -23,6 +23,24 @@ def test_text_with_greek_letters_is_read_and_written_as_utf_8(path):
     assert named and all("encoding" in {k.arg for k in c.keywords} for c in named)
 
 
+PAGES = sorted([*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_colon_fence_stands_alone_and_is_closed(path):
+    """An unclosed one swallows the rest of the page, without a warning."""
+    fences = [line.removeprefix("# ") for line in path.read_text("utf-8").splitlines() if ":::" in line]
+    still_open = []
+    for line in fences:
+        colons, brace, _ = line.partition("{")
+        assert not colons.strip(":"), line
+        if brace:
+            still_open.append(colons)
+        else:
+            assert colons == still_open.pop(), line
+    assert not still_open
+
+
 def test_the_statistics_are_the_notebooks_own(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "EXECUTED", tmp_path)
     for name, durations in (("a", [1.0, 20.4]), ("b", [3.0, None])):
