@@ -310,10 +310,10 @@ VERDICT_COLORS = {
 
 
 def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | None = None) -> Figure:
-    """A line per comparison, (label, ratio by seed, expected, verdict): the mean ratio with its interval, coloured by
-    verdict, hollow for too few seeds; the marker points to where it was expected, and is a square for about 1. `names`
+    """A line per comparison, (label, ratio by seed, expected, verdict): the mean ratio with its interval, drawn and in
+    numbers, coloured by verdict, hollow for too few seeds; the marker points to where it was expected, and is a square for about 1. `names`
     are the verdicts' for the legend, if not their own."""
-    figure, axes = _figure(figsize=(5.6, 0.26 * len(rows) + 1.1))
+    figure, axes = _figure(figsize=(7, 0.26 * len(rows) + 1.1))
     ends = [v for _, ratio, _, _ in rows for v in (ratio.mean, ratio.low, ratio.high) if math.isfinite(v)]
     looks = {
         v: {"color": c, "fillstyle": "none" if v == "too few seeds" else "full"} for v, c in VERDICT_COLORS.items()
@@ -331,6 +331,10 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
     log_axis(axes.xaxis, (1, 1.25, 8) if high < 3 * low else (1, 3) if high < 300 * low else (1,))
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=9)
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    numbers = axes.secondary_yaxis("right")
+    numbers.set_yticks(range(len(rows)), [ratio.words() for _, ratio, _, _ in rows], fontsize=9)
+    numbers.tick_params(length=0)
+    numbers.spines[:].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 

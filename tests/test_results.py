@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 
 import jsonschema
@@ -293,6 +294,9 @@ def test_the_readme_shows_what_the_records_say():
     studies = records.studies(RECORDS)
     gains = tables.gains(studies)
     assert records.markdown(tables.gain_rows(gains)) in text
+    figure = (records.REPOSITORY / "book/_static/gains.svg").read_text("utf-8")
+    shown = [f"<!-- {of['few'].words()} -->" for of in gains.values()]
+    assert re.findall(r"<!-- \S+ \[.*\] -->", figure) == shown, "make table; cp _build/tables/all-gains.svg to it"
     text, by_name = " ".join(text.split()), {s.name: s for s in studies}
     at_best = [row["Few"] for row in tables.gain_rows(tables.at_best_scale(gains))]
     assert len(at_best) > 3 and set(at_best) <= {"neither", "worse in each seed"}, "no gain at the best scales"
