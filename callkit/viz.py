@@ -311,8 +311,8 @@ VERDICT_COLORS = {
 
 def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | None = None) -> Figure:
     """A line per comparison, (label, ratio by seed, expected, verdict): the mean ratio with its interval, drawn and in
-    numbers, coloured by verdict, hollow for too few seeds; the marker points to where it was expected, and is a square for about 1. `names`
-    are the verdicts' for the legend, if not their own."""
+    numbers, coloured by verdict, hollow for too few seeds; the marker points to where it was expected, and is a square
+    for about 1. `names` are the verdicts' for the legend, if not their own."""
     figure, axes = _figure(figsize=(7, 0.26 * len(rows) + 1.1))
     ends = [v for _, ratio, _, _ in rows for v in (ratio.mean, ratio.low, ratio.high) if math.isfinite(v)]
     looks = {

@@ -84,8 +84,7 @@ def batch_of(index):
 # ```
 #
 # with $\rho = 0$ the natural shares, $\rho = \tfrac12$ the square root, and $\rho = 1$ balanced. `callkit` has the last
-# as
-# `rs` and the middle one as `rs-sqrt`.
+# as `rs` and the middle one as `rs-sqrt`.
 #
 # With $\rho = 1$ the expected loss is
 #
