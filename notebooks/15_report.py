@@ -261,36 +261,37 @@ forest(longest)
 # %% [markdown]
 # ## Claim by claim
 #
-# Under each claim: its comparisons, overall unless a split is named; the same ratio in the paper's tables, from its
-# smallest to its largest setting; ours; the p-value of the paired t-test and of the exact sign-flip test, which cannot be
-# below 0.25 for three seeds; and a list of the records behind it, files of `results/`, where `seed{0,1,2}` stands for
-# three. Method words are those of the command line:
-# `oc-call` is what the paper calls CALL, `call` is CALL on the plain DDPM loss (where the paper has no such run, its column
-# has that of OC); "at 2.5" is the {term}`guidance scale`, which is otherwise 1, none.
+# Under each claim: its comparisons that were run, overall unless a split is named, with the number of seeds in brackets;
+# the same ratio in the paper's tables, from its smallest to its largest setting; ours; the p-value of the paired t-test
+# and of the exact sign-flip test, which cannot be below 0.25 for three seeds; and a list of the records behind it, files
+# of `results/`, where `seed{0,1,2}` stands for three. Method words are those of the command line: `oc-call` is what the
+# paper calls CALL, `call` is CALL on the plain DDPM loss (where the paper has no such run, its column has that of OC);
+# "at 2.5" is the {term}`guidance scale`, which is otherwise 1, none.
 
 
 # %%
 def show(name):
     for of, s in studies.items():
         found = claims.rows(named(name, s), s)
-        verdicts = [p["verdict"] for p in found]
-        behind = dict.fromkeys(f for p in found for f in p["records"].split())
-        heading = f"**{claims.whole(verdicts)}** on `{of}`"
-        if not behind:
+        tested = [p for p in found if p["seeds"]]
+        heading = f"**{claims.whole([p['verdict'] for p in found])}** on `{of}`"
+        if not tested:
             if s == study:
                 display(Markdown(f"{heading}: no record."))
             continue
+        if missing := [p["expected"] for p in found if not p["seeds"]]:
+            heading += f"; not tested: {'; '.join(missing)}"
         shown = [
             {
                 "verdict": f"**{p['verdict']}**",
-                "expected": p["expected"],
-                "seeds": p["seeds"],
+                "expected (seeds)": f"{p['expected']} ({p['seeds']})",
                 "paper": p["paper"],
                 "ours [95 %]": p["ratio [95 %]"],
                 "p (exact)": f"{p['p']} ({p['exact p']})" if p["p"] else "",
             }
-            for p in found
+            for p in tested
         ]
+        behind = dict.fromkeys(f for p in tested for f in p["records"].split())
         files = "\n".join(f"<li><code>{f}</code></li>" for f in behind)
         display(Markdown(f"{heading}\n\n{records.markdown(shown)}"))
         display(
