@@ -275,7 +275,8 @@ def parted_at(curve: dict) -> int | None:
 def score_words(records: list[dict], split: str, metric: str) -> str:
     """Mean ± standard deviation over records for a table; of one record the score alone."""
     mean, std = mean_std(records, "metrics", split, metric)
-    return f"{mean:.4g} ± {std:.2g}" if len(records) > 1 else f"{mean:.4g}"
+    digits = {"fid": 2, "is": 2, "kid": 4}.get(metric, 3)
+    return f"{mean:.{digits}f} ± {std:.{digits}f}" if len(records) > 1 else f"{mean:.{digits}f}"
 
 
 def table(records: list[dict], metric: str = "fid") -> str:

@@ -71,12 +71,16 @@ class Paired(NamedTuple):
     p_exact: float  # of the sign-flip test; NaN without a seed
 
     def words(self) -> str:
-        """For a table: 0.83 [0.65, 1.07]; the value alone for one seed. An end that three digits would round to 1 has
-        four, for on which side of 1 it lies is what a reader asks."""
+        """For a table: 0.830 [0.650, 1.07]; the value alone for one seed. An end that three digits would round to 1
+        has four, for on which side of 1 it lies is what a reader asks."""
+
+        def digits(value: float, n: int = 3) -> str:
+            return f"{value:#.{n}g}".rstrip(".")  # with the zeros at the end: rows of a column align
+
         if len(self.seeds) < 2:
-            return f"{self.mean:.3g}" if self.seeds else ""
-        low, high = (f"{v:.4g}" if f"{v:.3g}" == "1" else f"{v:.3g}" for v in (self.low, self.high))
-        return f"{self.mean:.3g} [{low}, {high}]"
+            return digits(self.mean) if self.seeds else ""
+        low, high = (digits(v, 4) if digits(v) == "1.00" else digits(v) for v in (self.low, self.high))
+        return f"{digits(self.mean)} [{low}, {high}]"
 
 
 # What two records must share for their seeds to pair.

@@ -205,9 +205,9 @@ def gain_rows(ratios: dict[Where, dict[str, Paired]]) -> list[dict]:
             "where": str(where),
             "seeds": len(ratio["overall"].seeds),
             "CALL / base on Few": ratio["few"].words(),
-            "Few": claims.RULING[claims.verdict(ratio["few"], "lower")],
+            "verdict, Few": claims.RULING[claims.verdict(ratio["few"], "lower")],
             "CALL / base overall": ratio["overall"].words(),
-            "overall": claims.RULING[claims.verdict(ratio["overall"], "lower")],
+            "verdict, overall": claims.RULING[claims.verdict(ratio["overall"], "lower")],
             "base / DDPM on Few": f"{ratio['base'].mean:.3g}" if ratio["base"].seeds else "",
         }
         for where, ratio in ratios.items()
@@ -219,7 +219,7 @@ def gain_figure(ratios: dict[Where, dict[str, Paired]]) -> Figure:
     rows, last = [], None
     for where, of in ratios.items():
         name = where.how() if where.trained == last else str(where)
-        rows.append((f"{name} (n = {len(of['few'].seeds)})", of["few"], "lower", claims.verdict(of["few"], "lower")))
+        rows.append((f"{name} (n = {len(of['few'].seeds)})", of["few"], "", claims.verdict(of["few"], "lower")))
         last = where.trained
     return viz.forest(rows, claims.RULING)
 

@@ -103,14 +103,14 @@ class Upsample(nn.Module):
 class UNet(nn.Module):
     """eps_theta(x_t, t, y).
 
-    in_channels      image channels
-    num_classes      class count C; the label C means Null, "no class", and adds exactly nothing
-    channels         base width, a multiple of 4
-    channel_mult     width of each resolution level, in units of `channels`
-    attention_levels indices of the levels that attend
-    num_res_blocks   residual blocks a level on the way down (one more on the way up)
-    dropout          inside each residual block
-    condition_size   how many more numbers a sample may be described by (ADA's nine, `augment`); none at all is zeros
+    * in_channels: image channels
+    * num_classes: class count C; the label C means Null, "no class", and adds exactly nothing
+    * channels: base width, a multiple of 4
+    * channel_mult: width of each resolution level, in units of `channels`
+    * attention_levels: indices of the levels that attend
+    * num_res_blocks: residual blocks a level on the way down (one more on the way up)
+    * dropout: inside each residual block
+    * condition_size: how many more numbers a sample may be described by (ADA's nine, `augment`); none at all is zeros
     """
 
     def __init__(

@@ -22,7 +22,8 @@ from callkit.statistics import Paired
 INK = "0.5"
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 SPLIT_COLORS = {"many": BLUE, "medium": ORANGE, "few": VERMILION}
-METHOD_COLORS = {"DDPM": INK, "CALL, θ": BLUE, "CALL, θᵍ": ORANGE}
+METHOD_COLORS = {"DDPM": INK, "CALL, θ": BLUE, "CALL, θᵍ": ORANGE, "θ": BLUE, "θᵍ": ORANGE}
+BASE_COLORS = {"ddpm": INK, "focal": INK, "cbdm": GREEN, "oc": ORANGE, "rs": VERMILION, "rs-sqrt": PURPLE, "ada": SKY}
 
 
 def style() -> None:
@@ -108,27 +109,28 @@ def class_columns(blocks: dict[str, Tensor], heads: list[str], splits: dict[str,
         cell.set_title(name, loc="left", fontsize=11)
         cell.set_axis_off()
     top = axes[0, 0]
-    top.set_title(top.get_title("left"), loc="left", fontsize=11, pad=20)
+    top.set_title(top.get_title("left"), loc="left", fontsize=11, pad=24)
     for c, head in enumerate(heads):
         top.annotate(
-            head, ((c + 0.5) * width - 0.5, 0), (0, 3), textcoords="offset points", ha="center", fontsize=10,
+            head, ((c + 0.5) * width - 0.5, 0), (0, 6), textcoords="offset points", ha="center", fontsize=10,
             color=colors[c], fontweight="bold",
         )  # fmt: skip
     return figure
 
 
 def split_bars(groups: dict[str, dict[str, tuple[float, float]]]) -> Figure:
-    """Grouped bars of FID: groups[method][split] = (mean, standard deviation). A log axis where they differ tenfold."""
+    """Grouped bars of FID: groups[method][split] = (mean, standard deviation, NaN for none). A log axis where they
+    differ tenfold."""
     figure, axes = _figure()
     splits = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
+    others = iter((GREEN, PURPLE, SKY, VERMILION))
     for i, (method, by_split) in enumerate(groups.items()):
         mean, std = np.array([by_split[s] for s in splits]).T
         at = np.arange(len(splits)) + (i - (len(groups) - 1) / 2) * width
-        bars = axes.bar(
-            at, mean, 0.9 * width, yerr=np.nan_to_num(std), label=method, capsize=2, ecolor=INK,
-            color=METHOD_COLORS.get(method),
-        )  # fmt: skip
+        color = METHOD_COLORS.get(method) or next(others)
+        spread = None if np.isnan(std).any() else std
+        bars = axes.bar(at, mean, 0.9 * width, yerr=spread, label=method, capsize=2, ecolor=INK, color=color)
         axes.bar_label(bars, fmt="%.3g", fontsize=8, color=INK, padding=2)
     axes.set_xticks(range(len(splits)), [s.capitalize() for s in splits])
     values = np.array([m for by_split in groups.values() for m, _ in by_split.values()])
@@ -232,6 +234,8 @@ def class_changes(rows: dict[str, dict[str, tuple]], ylabel: str, splits: dict[s
         line[0].set_ylabel(ylabel)
     for axes in grid[-1]:
         axes.set_xlabel("class, largest first")
+        if len(change) <= 20:
+            axes.set_xticks(range(len(change)))
     figure.legend(*grid[0][0].get_legend_handles_labels(), fontsize=8, loc="outside upper right", ncols=len(splits))
     return figure
 
@@ -240,7 +244,9 @@ def divergence_curves(runs: dict[str, list[dict]], diverged: set[str]) -> Figure
     """D on Few during training, one line a run: runs[name] = curves, as in a record's training.curve. A cross
     ends the lines of the names in `diverged`, whose runs were stopped."""
     figure, axes = _figure(figsize=(6.4, 3.6))
-    for (name, curves), color in zip(runs.items(), (VERMILION, ORANGE, PURPLE, SKY, BLUE, GREEN), strict=False):
+    stopped, others = itertools.cycle((VERMILION, ORANGE, PURPLE, SKY)), itertools.cycle((BLUE, GREEN, INK))
+    for name, curves in runs.items():
+        color = next(stopped if name in diverged else others)
         for i, curve in enumerate(curves):
             values = np.array(curve["distance_few"], dtype=float)
             axes.plot(curve["step"], values, color=color, label=name if i == 0 else None)
@@ -273,7 +279,7 @@ def log_axis(axis, subs=(1, 3)) -> None:
     """A logarithmic x or y axis with plain numbers at `subs` times the powers of ten."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter("{x:.3g}")
+    axis.set_major_formatter("{x:.4g}")
     axis.set_minor_locator(NullLocator())
 
 
@@ -311,15 +317,15 @@ VERDICT_COLORS = {
 
 def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | None = None) -> Figure:
     """A line per comparison, (label, ratio by seed, expected, verdict): the mean ratio with its interval, drawn and in
-    numbers, coloured by verdict, hollow for too few seeds; the marker points to where it was expected, and is a square
-    for about 1. `names` are the verdicts' for the legend, if not their own."""
+    numbers, coloured by verdict, hollow for too few seeds; the marker points to where it was expected, is a square
+    for about 1, and a dot where nothing was. `names` are the verdicts' for the legend, if not their own."""
     figure, axes = _figure(figsize=(7, 0.26 * len(rows) + 1.1))
     ends = [v for _, ratio, _, _ in rows for v in (ratio.mean, ratio.low, ratio.high) if math.isfinite(v)]
     looks = {
         v: {"color": c, "fillstyle": "none" if v == "too few seeds" else "full"} for v, c in VERDICT_COLORS.items()
     }
     for at, (_, ratio, expected, verdict) in enumerate(rows):
-        marker = {"lower": "<", "higher": ">"}.get(expected, "s")
+        marker = {"lower": "<", "higher": ">", "": "o"}.get(expected, "s")
         axes.plot([ratio.low, ratio.high], [at, at], color=VERDICT_COLORS[verdict], linewidth=1.5)
         axes.plot(ratio.mean, at, marker, markersize=6, **looks[verdict])
     seen = {verdict for *_, verdict in rows}
@@ -340,14 +346,16 @@ def forest(rows: list[tuple[str, Paired, str, str]], names: dict[str, str] | Non
 
 
 def method_lines(methods: Collection[str]) -> dict[str, dict]:
-    """How `plot` is to draw each: a colour for each base loss; with CALL on top of it dashed and hollow."""
-    base = {name: without_call(name) for name in methods}
-    colors = itertools.cycle((INK, BLUE, GREEN, VERMILION, SKY, PURPLE, ORANGE))
-    color = dict(zip(dict.fromkeys(base.values()), colors, strict=False))
+    """How `plot` is to draw each: in the colour of its base loss, with CALL on top of it dashed and hollow; CALL on
+    DDPM's is blue. Focal loss shares DDPM's colour, dotted."""
     styles = {}
     for name in methods:
-        style = {"color": color[base[name]], "marker": "o", "markersize": 4}
-        styles[name] = style | ({"linestyle": "--", "markerfacecolor": "none"} if name.endswith("call") else {})
+        color = BLUE if name == "call" else BASE_COLORS[without_call(name)]
+        styles[name] = {"color": color, "marker": "o", "markersize": 4}
+        if name.endswith("call"):
+            styles[name] |= {"linestyle": "--", "markerfacecolor": "none"}
+        elif name == "focal":
+            styles[name] |= {"linestyle": ":"}
     return styles
 
 
@@ -413,11 +421,14 @@ def distance_map(distance: np.ndarray, timesteps: list[int]) -> Figure:
 
 
 def dial_curves(scales: list[float], by_split: dict[str, list[float]], ylabel: str = "FID (lower is better)") -> Figure:
-    """FID, or another number, of each split as the expert is turned up, log axis."""
+    """FID, or another number, of each split as the expert is turned up; a log axis where they differ threefold."""
     figure, axes = _figure()
     for split, values in by_split.items():
         axes.plot(scales, values, "o-", color=SPLIT_COLORS[split], label=split.capitalize())
-    axes.set(xlabel="expert's scale: 0 is θᵍ, 1 is θ", ylabel=ylabel, yscale="log")
+    axes.set(xlabel="expert's scale: 0 is θᵍ, 1 is θ", ylabel=ylabel)
+    values = [v for line in by_split.values() for v in line]
+    if max(values) > 3 * min(values):
+        axes.set_yscale("log")
     axes.legend()
     return figure
 

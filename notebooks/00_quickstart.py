@@ -109,7 +109,8 @@ viz.class_columns(
 
 # %% [markdown]
 # Read from left to right. Without its expert, CALL's network washes the rare digits out; with the expert it draws them,
-# though not always right: from this noise one of the two 8s comes out as a 1, as with DDPM. On the common digits the
+# though not always right: from this noise one of the two 8s comes out as a 1, as with DDPM. (So is a 5 washed out, with 19
+# images: the loss counts it as rare, too, see {doc}`04_general_and_expert`.) On the common digits the
 # expert changes next to nothing. That is the division of labour that the method asks for, and
 # {doc}`04_general_and_expert` measures it. Whether what the network knows about rare digits therefore sits in $\theta^e$
 # is another question, that of {doc}`08_inside_the_expert`.

@@ -640,7 +640,7 @@ by_class({f"{n}, share in another class": v for n, v in lost.items()}, digits=2)
 # %%
 ratio = (copies["DDPM"] / copies["fresh points"])[few]
 print(
-    f"Few: DDPM's samples are {ratio.min():.1f} to {ratio.max():.1f} times as far from the training points "
+    f"Few: DDPM's samples are {ratio.min():.1f} to {ratio.max():.1f} times as far from the training points\n"
     f"as fresh points are; up to {lost['DDPM'][few].max():.0%} lie in another class"
 )
 
@@ -854,7 +854,7 @@ pd.DataFrame(
 gain = changes["CALL, θ against DDPM"]["few"].mean()
 balancing = on_few["training set, balanced batches"] / on_few["training set"] - 1
 print(
-    f"On Few, CALL changes DDPM's excess risk by {gain:+.0f} % on average; "
+    f"On Few, CALL changes DDPM's excess risk by {gain:+.0f} % on average;\n"
     f"balanced batches change it by {100 * balancing:+.0f} % (seed 0)"
 )
 
@@ -892,7 +892,7 @@ pd.DataFrame(
 #
 # The paper's loss has no bound. One run with it, seed 0, which `train` stops when the loss leaves $\pm 10$:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance between the predictions of θ and θᵍ on Few during training; a cross where the run was stopped.", "name": "fig-plane-printed"}, "image": {"alt": "Distance over steps on a log axis. All lines start low and rise steeply within a few hundred steps. The bounded ones level off at a few tenths; the printed one rises above them and ends in a cross.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance between the predictions of θ and θᵍ on Few during training: three seeds bounded, one as printed, with a cross where it was stopped.", "name": "fig-plane-printed"}, "image": {"alt": "Distance over steps on a log axis. All lines start low and rise steeply within a few hundred steps. The bounded ones level off at a few tenths; the printed one rises above them and ends in a cross.", "classes": "dark-light"}}
 _, printed = train(0, **CALL, bound=None)
 exploded = abs(printed["loss"][-1]) > 10
 print(

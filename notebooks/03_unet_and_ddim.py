@@ -116,8 +116,8 @@ print(
 )
 
 # %% [markdown]
-# Images are scaled to $[-1, 1]$, so a signal of 1 stands against noise of 1. Move the slider: a person reads the
-# digits until $t \approx 200$. From about $t = 600$ on there is nothing left to see.
+# Images are scaled to $[-1, 1]$, so a signal of 1 stands against noise of 1. Move the slider: a person reads most
+# digits until $t \approx 100$; at 200 half of them are guesses. From about $t = 600$ on there is nothing left to see.
 
 # %% tags=["hide-input"]
 one_each, _ = first_of_each_class(1)
@@ -164,9 +164,11 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # falls apart into one term per step (Jensen's inequality, and Bayes' rule in each step):
 #
 # ```{math}
-# \log p_\theta(\mathbf{x}_0 \mid y) \ge \mathbb{E}_q \Bigl[ \log p_\theta(\mathbf{x}_0 \mid \mathbf{x}_1, y)
-# - \sum_{t > 1} \operatorname{KL}\bigl( q(\mathbf{x}_{t-1} \mid \mathbf{x}_t, \mathbf{x}_0) \,\Vert\, p_\theta(\mathbf{x}_{t-1} \mid \mathbf{x}_t, y) \bigr)
-# - \operatorname{KL}\bigl( q(\mathbf{x}_T \mid \mathbf{x}_0) \,\Vert\, p(\mathbf{x}_T) \bigr) \Bigr] .
+# \begin{aligned}
+# \log p_\theta(\mathbf{x}_0 \mid y) \ge \mathbb{E}_q \Bigl[ & \log p_\theta(\mathbf{x}_0 \mid \mathbf{x}_1, y) \\
+# & - \sum_{t > 1} \operatorname{KL}\bigl( q(\mathbf{x}_{t-1} \mid \mathbf{x}_t, \mathbf{x}_0) \,\Vert\, p_\theta(\mathbf{x}_{t-1} \mid \mathbf{x}_t, y) \bigr) \\
+# & - \operatorname{KL}\bigl( q(\mathbf{x}_T \mid \mathbf{x}_0) \,\Vert\, p(\mathbf{x}_T) \bigr) \Bigr] .
+# \end{aligned}
 # ```
 #
 # The last term has no parameters. Those of the sum ask: how far is the model's step from the step that we would take if
@@ -726,7 +728,7 @@ pd.DataFrame(spread | {"real": [f"{v:.1f}" for v in real_spread]}).rename_axis(
 # %% [markdown]
 # Guidance buys recognisable samples with diversity. Where nearly all samples are recognised without it there is
 # nothing to buy, and only the price is paid; where they are not (look for the smallest numbers in the first row), it
-# helps. So its best scale differs from class to class, and from method to method: {doc}`09_rivals` has the records.
+# helps. A spread above that of the real images is no diversity, but wrong digits, and losing it is no price. So its best scale differs from class to class, and from method to method: {doc}`09_rivals` has the records.
 #
 # ## Clipping that acts
 #

@@ -177,8 +177,10 @@ sliders.explore(
 #
 # ```{math}
 # :label: eq-bounded
-# \mathcal{L}_\text{CALL} = \omega_\text{Con}^y D - \omega_\text{Div}^y\, \varphi_b(D), \qquad
-# \varphi_b(D) = b\,\bigl(1 - e^{-D/b}\bigr).
+# \begin{aligned}
+# \mathcal{L}_\text{CALL} &= \omega_\text{Con}^y D - \omega_\text{Div}^y\, \varphi_b(D), \\
+# \varphi_b(D) &= b\,\bigl(1 - e^{-D/b}\bigr).
+# \end{aligned}
 # ```
 #
 # For small $D$, $\varphi_b(D) \approx D$ and {eq}`eq-bounded` is {eq}`eq-call`. For large $D$ the gain ends, and a
@@ -278,7 +280,7 @@ def show(scores):
 seeds = sorted({r["run"]["seed"] for r in found["CALL, θ"]})
 one = found["CALL, θ"][0]
 print(
-    f"FID, lower is better; mean ± standard deviation over {len(seeds)} seeds {seeds}; "
+    f"FID, lower is better; mean ± standard deviation over {len(seeds)} seeds {seeds};\n"
     f"{one['run']['steps']:,} steps, {one['evaluation']['generated_images']:,} generated images, "
     f"extractor {one['evaluation']['extractor']}"
 )

@@ -39,7 +39,7 @@ device = None  # None: a GPU if there is one
 # `train` is a generator: it yields a line of averages every few steps, and the loop around it belongs to you. `follow`
 # shows what passes through it; ours also draws some samples whenever there is a new checkpoint.
 
-# %% tags=["remove-stderr"]
+# %% tags=["remove-output"]
 import torch
 
 from callkit import (
@@ -98,10 +98,10 @@ print(
 # ## What to expect
 #
 # The curve of this page's slice, which may be no more than a dot, and that of the finished run whose record comes with
-# the book. If yours does not follow it, something is different: the seed, the settings, or a bug. (The points of the
-# finished run are averages over 250 steps: while the loss falls fast its line lies higher.)
+# the book. The slice may end before the first point of the finished run, an average over its first 250 steps; the two
+# should join. If yours does not, something is different: the seed, the settings, or a bug.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record, averages over stretches of it).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that falls from about 1 and meets the longer, flattening curve of the finished run.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record, averages over stretches of it).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that begins near 1 and falls towards the longer, flattening curve of the finished run.", "classes": "dark-light"}}
 curves = {}
 finished = records.load_records(
     dataset=dataset,

@@ -24,8 +24,8 @@
 # hang on few weights. If so, removing a few weights should raise the loss of minority classes most, and its figure shows
 # just that for a DDPM on CIFAR-100 with a tenth pruned. The caption leaves three choices open. We make all of them:
 #
-# * *what is pruned*: single weights of smallest magnitude {cite:p}`han2015compression`, over the whole network or layer
-#   by layer, or whole filters {cite:p}`li2017pruning`; the paper cites both works;
+# * *what is pruned*: single weights of smallest magnitude {cite:p}`han2015compression`, over the whole network (*global*)
+#   or layer by layer (*layer*), or whole filters {cite:p}`li2017pruning` (*filter*); the paper cites both works;
 # * *which images*: those trained on, or the balanced set, most of whose minority images were never seen;
 # * *which change*: the difference of the losses, or their ratio.
 
@@ -87,7 +87,7 @@ for name, images in sets.items():
     }
 
 # %% [markdown]
-# ## The figure, six times
+# ## The figure, twelve times
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Change of the loss by class when a tenth is pruned, difference (times 1000), with 95 % intervals over images. DDPM, digits at IR 50, profile cpu, seed 0. Columns share an axis.", "name": "fig-pruning-absolute"}, "image": {"alt": "Six bar charts of the loss change by class: three ways of pruning, each on the training images and on the balanced set. On training images bars rise slightly or stay level towards the rare classes; on the balanced set layer-wise and filter pruning fall towards the rare classes.", "classes": "dark-light"}}
 viz.class_changes(
@@ -163,11 +163,11 @@ def at_rate(share):
         "Δ loss, %",
         splits,
     )
-    rank = {
-        name: f"{scipy.stats.spearmanr(rarity, s.relative)[0]:+.2f}"
+    rank = [
+        f"{name} {scipy.stats.spearmanr(rarity, s.relative)[0]:+.2f}"
         for name, s in found.items()
-    }
-    label = f"{share:.0%} pruned, rank correlation {' and '.join(rank.values())}"
+    ]
+    label = f"{share:.0%} pruned, rank correlation: {', '.join(rank)}"
     alt = "Mean change in percent, Many, Medium and Few: " + "; ".join(
         f"{name} {', '.join(f'{100 * s.relative[c].mean():.1f}' for c in splits.values())}"
         for name, s in found.items()

@@ -93,11 +93,14 @@ scales = [0.0, 0.25, 0.5, 0.75, 1.0]
 points = list(probes.dial(model, real, scales, per_class))
 viz.dial_curves(scales, {s: [p.scores[s]["fid"] for p in points] for s in splits})
 # %% [markdown]
+# Many does not move; Few falls twentyfold, most of it between a half and three quarters of the expert, and little after.
+# That looks like a switch more than like a store.
+#
 # ## 4 · The shape of the expert
 #
 # Each decomposed matrix has its own $BA$ of a rank that we chose. Did training use it? The singular values:
 
-# %% mystnb={"figure": {"caption": "Singular values of BA for every decomposed matrix, by kind of layer.", "name": "fig-spectra"}, "image": {"alt": "A column of dots for each matrix. Two of the embedding projections have one value far above everything else, 1.6 and 0.8; almost all other dots of the figure lie below 0.3.", "classes": "dark-light"}}
+# %% mystnb={"figure": {"caption": "Singular values of BA for every decomposed matrix, by kind of layer. Numbers are the places of the blocks in the up path; emb projects the embedding of time and class.", "name": "fig-spectra"}, "image": {"alt": "A column of dots for each matrix. Two of the embedding projections have one value far above everything else, 1.6 and 0.8; almost all other dots of the figure lie below 0.3.", "classes": "dark-light"}}
 spectra = probes.spectra(model)
 kinds = {"embedding projections": "emb", "attention": "attention", "convolutions": ""}
 by_kind = {kind: {} for kind in kinds}
@@ -216,8 +219,8 @@ for t in (20, 980):
 pd.DataFrame(rows).rename_axis("class").T
 
 # %% [markdown]
-# For the majorities they are small. Those of the five minorities lie on one line through zero to 99 %, by the first
-# singular value of their table, squared, over all: from class to class the four numbers grow together. And but for the
+# For the majorities they are small. For the five minorities the four numbers are nearly one pattern times a strength of
+# each class: a table of rank one holds 99 % of their squares. And a strength cannot say *which* digit. But for the
 # projection that does least, 8 and 9 have almost the same; which of the two has the larger ones even depends on $t$. So
 # these directions have next to nothing by which to tell 8 from 9. They say *how much*, not *which*. What makes an 8 of
 # the one and a 9 of the other is in what both networks have, $W^g$ and the layers before it. **In this run $\theta^g$
@@ -246,8 +249,8 @@ auc = {
 }
 viz.probe_curves(probe_timesteps, auc)
 # %% [markdown]
-# It does not: without a class to hear, $\theta$ and $\theta^g$ have the same features, and DDPM's are no worse. Read no
-# more into it. An expert that acts only when it hears a class cannot show here, whatever it holds; and under Null, which
+# It does not: without a class to hear, $\theta$ and $\theta^g$ have the same features, and DDPM's are a
+# little better, in this one pair of runs. Read no more into it. An expert that acts only when it hears a class cannot show here, whatever it holds; and under Null, which
 # stands for all classes in turn, the loss as a whole pulls the two predictions together (the first figure). So this rules
 # out that $\theta$ recognises minorities unasked, and it cannot tell knowledge from a switch. The repairs above can.
 #
@@ -290,7 +293,7 @@ pd.DataFrame(rows).T
 # * Nor does it follow from a large $D$, as the last table shows. There $\theta$ cannot be told from the default's
 #   ({numref}`fig-bounds`), whatever $\theta^g$ draws.
 # * An expert that *can* hold no image does the same: with the embedding projections alone decomposed the predictions part
-#   as far, $\theta^g$ fails on Few, and $\theta$ is on Few about as good ({doc}`07_a_floor_for_the_loss`, in three seeds).
+#   as far, $\theta^g$ fails on Few, and $\theta$ is on Few nearly as good ({doc}`07_a_floor_for_the_loss`, in three seeds).
 # * That $\theta$ can still be better on Few than DDPM ({doc}`04_general_and_expert`) is a separate observation, and needs
 #   a separate explanation.
 # * All of this is about a small network on 8 × 8 images. Nothing here says what the experts of the paper's networks

@@ -17,7 +17,7 @@
 #
 # **Objective.** Derive the five methods that CALL is compared with, RS, ADA, focal, CBDM and OC; see what each does to a
 # batch of digits; compare them from records. **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 35 minutes to
-# read, half a minute to run. **The one figure.** {numref}`fig-class-signal`.
+# read, a minute to run. **The one figure.** {numref}`fig-class-signal`.
 #
 # All five keep the network and change what it is trained on: *which* images are drawn (RS), what is done to them (ADA),
 # how much each counts (focal), or what the prediction is compared with (CBDM, OC). CALL can be added to each.
@@ -166,10 +166,11 @@ pd.DataFrame(rows | {"copy machine": few([machine])}).T
 # (A model that knows a class by three to twelve images has more than fresh images have, also where it draws that class
 # badly. So compare methods with each other.)
 #
-# It does. With RS nearly all that is drawn of Few is closest to a training image, and {term}`recall`, the share of real
-# images that the generated ones cover, is far below that of DDPM. **FID does not notice**: RS has the lower one, even
-# against images that were never trained on, and so does the copy machine. Half-way, with $\rho = \tfrac12$, FID is
-# lower still, and the copies and the recall lie between: the gain does not take a balanced batch.
+# RS does learn the few images by heart. Nearly all that it draws of Few is closest to a training image, and
+# {term}`recall`, the share of real images that the generated ones cover, is far below that of DDPM. **FID does not
+# notice**: RS has the lower one, even against images that were never trained on, and so does the copy machine. Half-way,
+# with $\rho = \tfrac12$, FID is lower still, and the copies and the recall lie between: the gain does not take a balanced
+# batch.
 #
 # ## ADA: more images by warping
 #
@@ -349,10 +350,12 @@ figure
 #
 # ```{math}
 # :label: eq-cbdm-bound
-# \operatorname{KL}\Bigl( p_\theta(\cdot \mid \mathbf{x}_t, y) \Bigm\|
-#  \sum_{y'} r(y')\, p_\theta(\cdot \mid \mathbf{x}_t, y') \Bigr)
-# \le \sum_{y'} r(y') \operatorname{KL}\bigl( p_\theta(\cdot \mid \mathbf{x}_t, y) \bigm\| p_\theta(\cdot \mid \mathbf{x}_t, y') \bigr)
-# = \mathbb{E}_{y' \sim r} \frac{\lVert \mu_y - \mu_{y'} \rVert^2}{2 \sigma_t^2} .
+# \begin{aligned}
+# & \operatorname{KL}\Bigl( p_\theta(\cdot \mid \mathbf{x}_t, y) \Bigm\|
+#  \sum_{y'} r(y')\, p_\theta(\cdot \mid \mathbf{x}_t, y') \Bigr) \\
+# & \quad \le \sum_{y'} r(y') \operatorname{KL}\bigl( p_\theta(\cdot \mid \mathbf{x}_t, y) \bigm\| p_\theta(\cdot \mid \mathbf{x}_t, y') \bigr) \\
+# & \quad = \mathbb{E}_{y' \sim r} \frac{\lVert \mu_y - \mu_{y'} \rVert^2}{2 \sigma_t^2} .
+# \end{aligned}
 # ```
 #
 # Since $\mu_y - \mu_{y'}$ is a multiple of $h - h'$, the right side is, up to a factor, the bracket of {eq}`eq-cbdm`
@@ -694,8 +697,9 @@ print(f"DDPM's own share, which should be 1: {min(check):.2f} to {max(check):.2f
 
 # %% [markdown]
 # The two do different things. CBDM takes the same share from every class, and follows {eq}`eq-cbdm-shrinks` at large $t$.
-# OC leaves the largest class alone and takes nearly everything from the rarest, for whom every draw is accepted: at large
-# $t$ what is left is $1/64$, the chance that $z$ is the sample itself. So **the batch size is a hyper-parameter** of OC.
+# OC takes nearly everything from the rarest class, for whom every draw is accepted: at large $t$ what is left is $1/64$,
+# the chance that $z$ is the sample itself. The largest class by itself keeps everything; Many, as drawn, keeps half, for
+# classes 1 and 2 do not. So **the batch size is a hyper-parameter** of OC.
 # Told "9", the best network for OC draws at large $t$ the outline of any digit, zeros most often.
 #
 # That is by design: outlines are to be shared. But how much is decided at large $t$ depends on the data. And it makes a
@@ -854,8 +858,8 @@ frame
 # * **ADA and focal loss need it as well.** At 1.5 ADA is level with DDPM on Many and Medium, and focal loss ahead of it; on
 #   Few both remain behind. At 2.5 focal loss is ahead on Few.
 # * **The scale makes the ranking.** Without guidance OC is nearly ten times worse than DDPM overall. At 2.5 it is three times
-#   better, and with it CBDM and OC + CALL: most of the order of the paper's Table 1 is there, at the scale that OC's
-#   code and the authors' later code have. With each at its own best scale OC is a fifth ahead of DDPM overall, with CALL
+#   better, and with it CBDM and OC + CALL: the three that lead the paper's Table 1 on CIFAR-10, at the scale that
+#   OC's code and the authors' later code have. (Behind them the order is another.) With each at its own best scale OC is a fifth ahead of DDPM overall, with CALL
 #   or without, and level with it on Few. Compare each method at its own best scale *and* at equal scales. A table
 #   without the scale is not a comparison, and the paper's tables do not state it.
 # * **Guidance is paid for in recall** on Few: samples move to where their class is most itself.

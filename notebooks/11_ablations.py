@@ -383,7 +383,7 @@ for axes, split in zip(plot.axes, two, strict=True):
     axes.axhline(level, color="k", linestyle=":", linewidth=1)
 plot
 # %% [markdown]
-# The means make the paper's picture, with their lowest about 1, and the dots do not decide it: above $\lambda = 0$ those
+# The means have the paper's shape, with their lowest at 1.2, and the dots do not decide it: above $\lambda = 0$ those
 # of different $\lambda$ overlap, and those that lie highest are of the seed that parts latest, or never.
 #
 # Where the two have parted, $D$ ends at the same place for every $\lambda$ that pushes, as the argument says. About
@@ -474,7 +474,7 @@ pd.DataFrame(rows).T
 for half in everything:
     if half.name == f"{study.name}-precision=bf16":
         row = tables.ratio_row(half.select("call"), call)
-        print("FID, bf16 over fp32:", row)
+        display(pd.DataFrame({"bf16 over fp32": row}).T)
 
 # %% [markdown]
 # ```{admonition} Pitfalls

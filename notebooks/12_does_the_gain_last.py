@@ -81,20 +81,20 @@ print(
 #
 # **The gain depends on where one looks.** On DDPM's loss it is in the first row, where it was found, with other images of
 # the same digits, a direction at a milder imbalance ratio, and in no other row: not with guidance, not in longer
-# training, not on other data. On top of OC,
-# the paper's base loss, it is there on both data sets without guidance and with a little of it, and not to be seen at
+# training, not on other data. On top of OC, the paper's base loss, it is there on both data sets without guidance and with a little of it, and not to be seen at
 # 2.5, the scale that OC is used with. On Few no interval here says that CALL does harm at equal numbers of *steps*, though
 # in three rows each seed is a little worse with it; overall one does, by four percent, on digits guided 2.5.
 #
 # The last column says what the base loss itself is worth at that scale: its FID on Few over that of DDPM without
-# guidance. Where CALL is better on OC, OC is one and a half to eight times worse than that, for want of guidance. These
-# are the rows at the scale at which the base loss is best, of those that were tried: 1 and 1.5, and with OC, and DDPM on
-# digits, 2.5. Where that is the largest, the best may lie beyond. CBDM needs guidance as well, and with CALL has three
-# seeds only without:
+# guidance. Where CALL is better on OC, OC is one and a half to eight times worse than that, for want of guidance.
+#
+# The next table keeps, of each base loss, only the scale at which that is best. Tried were 1 and 1.5, and 2.5 too for OC
+# on both data sets and for DDPM on digits; where the best is the largest one, it may lie beyond. CBDM needs guidance as
+# well, and with CALL has three seeds only without:
 
 # %%
 best = tables.gain_rows(tables.at_best_scale(gains))
-pd.DataFrame(best).set_index("where")[["seeds", "CALL / base on Few", "Few"]]
+pd.DataFrame(best).set_index("where")[["seeds", "CALL / base on Few", "verdict, Few"]]
 
 # %% [markdown]
 # **Where each base loss is at the best of these scales, no gain is to be seen**, on either data set. That is not proof of
@@ -141,8 +141,7 @@ curves
 # %% mystnb={"figure": {"caption": "The same runs: FID of CALL over that of DDPM with the same seed and as many steps.", "name": "fig-steps-ratio-digits"}, "image": {"alt": "Three panels with a row for each number of steps. On Few all dots lie on the line of DDPM at 1,500 steps, left of it in the mean from 3,000 to 9,000, and about it at 12,000. On Many and Medium they lie left of it at 12,000.", "classes": "dark-light"}}
 against_ddpm
 # %% [markdown]
-# At 1,500 steps the two predictions have not parted, and the methods are alike. (By the rule CALL is even better overall,
-# by 1.4 %: so little can it pick up, and so little need it mean.) From 3,000 to 9,000 CALL is ahead on Few in the mean;
+# At 1,500 steps the two predictions have not parted, and the methods are alike. From 3,000 to 9,000 CALL is ahead on Few in the mean;
 # from seed to seed the ratio differs by up to a quarter, and only the five seeds at 6,000 tell it from chance. **At
 # 12,000 steps no gain on Few is left to see.** Is that a change, or only a wide interval? The ratio at 12,000 over the
 # ratio at an earlier stop, seed by seed. (The runs that went on to 12,000 are in two seeds not the first ones at 6,000,
@@ -473,16 +472,17 @@ for name, way_, ours, base, steps, base_steps, scale in (
 pd.DataFrame(rows).T.rename_axis(["", "steps"])
 
 # %% [markdown]
-# **At equal time on a CPU CALL is behind on DDPM's loss.** In nine tenths of CALL's time DDPM is ahead, in two of the
-# three rows by more than chance: runs as short as these still learn fast, and half as many steps again bring more than CALL does.
-# These two are early rows, in which the predictions of a seed have only just parted, or not yet; at 6,000 steps on
-# digits, where all have, the interval holds 1. At the end of the runs no stop is left to compare with, but there the two
-# are level at equal steps, and DDPM has needed 0.6 of the time. On
-# OC it depends on the guidance, in 1.2 times CALL's time. Without, where OC's FID on Few is 2.3 times that of DDPM, four
-# of five seeds of CALL stay ahead there, and pay with a tenth on Many. At 1.5 all five are behind. Where training has
-# converged the slower step costs nothing; our runs had not. And with the ratio of a compiled network on an H200, 1.15,
-# DDPM would have 1.3 times CALL's time in the first three rows and not nine tenths: there they decide nothing, and
-# equal steps are the nearer comparison.
+# * **On DDPM's loss, on a CPU, CALL is behind at equal time.** In nine tenths of CALL's time DDPM is ahead on Few, in two
+#   of the three rows by more than chance: runs as short as these still learn fast, and half as many steps again bring
+#   more than CALL does. These two are early rows, in which the predictions of a seed have only just parted, or not yet;
+#   at 6,000 steps on digits, where all have, the interval holds 1 on Few and overall. On Many DDPM is ahead in all three.
+#   At the end of the runs no stop is left to compare with, but there the two are level at equal steps, and DDPM has
+#   needed 0.6 of the time.
+# * **On OC it depends on the guidance**, in 1.2 times CALL's time. Without, where OC's FID on Few is 2.3 times that of
+#   DDPM, four of five seeds of CALL stay ahead there, and pay with a tenth on Many. At 1.5 all five are behind.
+# * **On a GPU the rows decide nothing.** With the ratio of a compiled network on an H200, 1.15, DDPM would have 1.3 times
+#   CALL's time in the first three rows and not nine tenths; there equal steps are the nearer comparison. And where
+#   training has converged a slower step costs nothing; our runs had not.
 #
 # ## On top of re-sampling
 #

@@ -17,16 +17,16 @@
 #
 # **Objective.** Take a folder of photos, one folder per class, of any size and format, all the way: look at it, decide
 # whether CALL is for it, train, and report on every class. **Prerequisites.** {doc}`04_general_and_expert` and
-# {doc}`05_training`. **Time.** 15 minutes to read, a minute to run. **The one figure.** {numref}`fig-own-samples`.
+# {doc}`05_training`. **Time.** 15 minutes to read, two to run. **The one figure.** {numref}`fig-own-samples`.
 #
-# Half a minute of training makes no model, and the numbers below are no result. The page shows the *path*: every cell is
+# A minute of training makes no model, and the numbers below are no result. The page shows the *path*: every cell is
 # what you would run on your own folder, and the commands of a full run stand near the end.
 
 # %% tags=["parameters"]
 photos = None  # your folder of class folders; None: a toy collection, drawn here
 image_size = 16  # of the square images that the network sees
 held_out = 0.25  # share of each class that is kept from training
-steps = 600  # of training: half a minute on one core; full runs take many thousands
+steps = 600  # of training: a minute on one core; full runs take many thousands
 folder = None  # of what this page writes; None: a temporary one
 
 # %% tags=["remove-output"]
@@ -289,7 +289,7 @@ pd.Series(exposures, name="times each picture is seen").round().astype(int).to_f
 # ## Train
 #
 # The five words that name a run, and what is overridden. On a GPU what stands above the comment is all there is; here the
-# network and the schedule are shrunk to half a minute. Mirroring (`flip`) is off for folders of your own unless you ask
+# network and the schedule are shrunk to a minute. Mirroring (`flip`) is off for folders of your own unless you ask
 # for it, as here: it doubles the pictures for free where left and right mean nothing, and is wrong for letters, signs,
 # maps and hands.
 
@@ -315,6 +315,7 @@ settings = config.make_config(
     num_res_blocks=1,
 )
 run = folder / "run"
+# %% tags=["remove-output"]
 for _ in live.follow(training.train(settings, run, data_root=folder), settings, run):
     pass
 
@@ -322,15 +323,15 @@ for _ in live.follow(training.train(settings, run, data_root=folder), settings, 
 log = checkpoints.read_log(run / checkpoints.LOG)
 last = log[-1]
 print(f"{last.step} steps of {1000 * last.seconds / last.step:.0f} ms")
-print("base loss:", {k: round(v, 3) for k, v in last.base_loss_by_split.items()})
+by_split = (f"{k} {v:.3f}" for k, v in last.base_loss_by_split.items())
+print("base loss:", ", ".join(by_split))
 print(f"largest D of a class: {np.nanmax(last.distance_by_class):.1e}")
 
 # %% [markdown]
 # Two things to look at in every run. The base loss of each split must fall: one that stays near 1 has not been learnt.
-# And
-# $D$ of the classes below $N^\ast$ should, in the end, come near their $D^\ast$. Here it is orders of magnitude from there: the two
-# predictions have not parted yet, which takes a thousand steps and more ({doc}`07_a_floor_for_the_loss`). So far this is
-# a DDPM.
+# And $D$ of the classes below $N^\ast$ should, in the end, come near their $D^\ast$. Here it is orders of magnitude from
+# there: the two predictions have not parted yet, which takes a thousand steps and more ({doc}`07_a_floor_for_the_loss`).
+# So far this is a DDPM.
 #
 # ## Look
 #
@@ -342,7 +343,7 @@ per_class = 32
 labels = sampling.balanced_labels(len(names), per_class)
 images = sampling.sample(model, NoiseSchedule(), labels, image_size)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "For each class some training photos, and pictures of the model of this page under them. After half a minute there are colours, some shapes, and much noise: this shows what to look at, not what CALL can do.", "name": "fig-own-samples"}, "image": {"alt": "Twelve rows of small pictures in pairs: training photos of a class, and generated pictures under them, of which a few show a blurred shape and many are noise.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "For each class some training photos, and pictures of the model of this page under them. After a minute there are colours, some shapes, and much noise: this shows what to look at, not what CALL can do.", "name": "fig-own-samples"}, "image": {"alt": "Twelve rows of small pictures in pairs: training photos of a class, and generated pictures under them, of which a few show a blurred shape and many are noise.", "classes": "dark-light"}}
 rows, words = [], []
 for c in table.index.map(names.index):
     rows += [
@@ -368,7 +369,10 @@ def measure(features, theirs):
         metrics.compare(features[labels == c], theirs[real.full.labels == c])
         for c in range(len(names))
     ]
-    return {"FID": [s["fid"] for s in scores], "KID": [1e3 * s["kid"] for s in scores]}
+    return {
+        "FID": [s["fid"] for s in scores],
+        "1000 KID": [1e3 * s["kid"] for s in scores],
+    }
 
 
 features = {

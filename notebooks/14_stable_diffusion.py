@@ -123,11 +123,12 @@ unet.set_adapters(["general", "expert"], [1.0, 0.0])  # theta^g
 unet.set_adapters(["general", "expert"], [1.0, 0.5])  # the dial, half-way
 trained = {n: p.numel() for n, p in unet.named_parameters() if p.requires_grad}
 print(
-    f"{sum(p.numel() for p in unet.parameters()):,} parameters in all,",
+    f"{sum(p.numel() for p in unet.parameters()):,} parameters in all",
     *(
         f"{sum(v for n, v in trained.items() if a in n):,} in the {a} adapter"
         for a in ("general", "expert")
     ),
+    sep=", ",
 )
 
 # %% [markdown]
@@ -204,7 +205,7 @@ print(
     f"base loss {log[0].base_loss:.2f} at first, {log[-1].base_loss:.2f} in the end"
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance between the predictions of θ and θᵍ in latent space during the small run, by split (Many and Medium are one class each, Few two). The dotted line is the bound b.", "name": "fig-sd-distance"}, "image": {"alt": "Distance on a log axis against training step. All splits move together at first; after some 120 steps Few rises steeply to near 0.1, Medium rises a little and falls again, and Many goes on falling below 0.001.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance between the predictions of θ and θᵍ in latent space during the small run, by split (Many and Medium are one class each, Few two). Dotted: b, where the gain by the diversity term levels off; D itself has no limit.", "name": "fig-sd-distance"}, "image": {"alt": "Distance on a log axis against training step. All splits move together at first; after some 120 steps Few rises steeply to near 0.1, Medium rises a little and falls again, and Many goes on falling below 0.001.", "classes": "dark-light"}}
 viz.distance_curves([evaluation.training_curve(log, counts)], bound=settings.bound)
 # %% [markdown]
 # The picture is that of {doc}`04_general_and_expert`: at first the two predictions differ by little more than what both
@@ -351,8 +352,8 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Adapters save memory where full fine-tuning spends it, on gradients and the optimiser's state, and the expert adds
-# little to the general adapter. What is left is activations. They count attention maps, which fused kernels do not keep,
+# Adapters save memory where full fine-tuning spends it, on gradients and the optimiser's state, and there the expert
+# adds little to the general adapter; to activations, which are what is left, it adds a fifth to two fifths. They count attention maps, which fused kernels do not keep,
 # so take them as an upper limit; even so, 64 images times two passes is too much for most GPUs. `at_once` (16 in the
 # profiles `gpu` and `paper`) predicts a batch in parts and computes each part's activations again in the backward pass.
 # The gradients are the same, for one more forward pass. It has to be done with care: by the time of the backward pass the
@@ -386,7 +387,8 @@ pd.DataFrame({"passes of the U-Net a step": passes}).T
 # ```bash
 # hf download lambdalabs/miniSD-diffusers  # once, into the cache
 # for ir in 100 50; do for method in ddpm cbdm oc oc-call; do for seed in 0 1 2; do
-#   python -m callkit.lora train --dataset artbench10 --imbalance-ratio $ir --method $method --profile paper --seed $seed
+#   python -m callkit.lora train --dataset artbench10 --imbalance-ratio $ir --method $method \
+#       --profile paper --seed $seed
 #   for scale in 1 2.5; do
 #     python -m callkit.lora evaluate runs/stable-diffusion/artbench10-ir$ir/$method-paper/seed$seed \
 #       --guidance-scale $scale --results results
@@ -453,8 +455,8 @@ print(f"{comparison.count('not run')} of these {len(rows)} numbers have no run o
 # Your own pictures, one folder per class:
 #
 # ```bash
-# python -m callkit.lora train --dataset imagefolder:path/to/birds --imbalance-ratio natural --method oc-call \
-#     --profile gpu --set "prompt=a photo of a {class}" --run runs/birds
+# python -m callkit.lora train --dataset imagefolder:path/to/birds --imbalance-ratio natural \
+#     --method oc-call --profile gpu --set "prompt=a photo of a {class}" --run runs/birds
 # python -m callkit.lora export runs/birds birds-adapters
 # ```
 #

@@ -589,9 +589,9 @@ pd.DataFrame(
 #
 # ## What a step takes
 #
-# Measured on such machines, with batches of 64 images of 32 × 32. While attention was in bfloat16 other work was going on
-# beside it, so those times are upper limits, and one row was measured twice; with attention in float32 one program
-# ran at a time.
+# Measured on such machines, with batches of 64 images of 32 × 32, in two sessions. In the first, while attention was in
+# bfloat16, other work was going on beside it, so those times are upper limits, and one row was measured twice; in the
+# second, with attention in float32, one program ran at a time.
 
 # %% tags=["hide-input"]
 measured = {
@@ -601,6 +601,7 @@ measured = {
 pd.DataFrame(
     {
         "network": row["network"],
+        "session": {"bfloat16": "first", "float32": "second"}[attention],
         "method": TITLES[row["method"]],
         "precision": row["precision"],
         "attention in": attention if row["precision"] == "bf16" else "float32",
@@ -611,9 +612,9 @@ pd.DataFrame(
     for attention, of in measured.items()
     for row in of["rows"]
 ).sort_values(
-    ["network", "compiled", "method", "precision", "attention in"],
+    ["network", "compiled", "method", "precision", "session"],
     ascending=[False, True, True, True, True],
-)
+).set_index("network")
 
 # %% [markdown]
 # Without `--compile` the network at half its width takes about as long as the whole one, though it multiplies a quarter

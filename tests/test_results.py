@@ -298,7 +298,7 @@ def test_the_readme_shows_what_the_records_say():
     shown = [f"<!-- {of['few'].words()} -->" for of in gains.values()]
     assert re.findall(r"<!-- \S+ \[.*\] -->", figure) == shown, "make table; cp _build/tables/all-gains.svg to it"
     text, by_name = " ".join(text.split()), {s.name: s for s in studies}
-    at_best = [row["Few"] for row in tables.gain_rows(tables.at_best_scale(gains))]
+    at_best = [row["verdict, Few"] for row in tables.gain_rows(tables.at_best_scale(gains))]
     assert len(at_best) > 3 and set(at_best) <= {"neither", "worse in each seed"}, "no gain at the best scales"
     digits, longer = by_name["digits-ir50-cpu"], by_name["digits-ir50-cpu-steps=12000"]
     sqrt, ddpm = digits.select("rs-sqrt"), digits.select("ddpm")
@@ -313,7 +313,7 @@ def test_the_readme_shows_what_the_records_say():
     for scale, said in ((1, "without guidance"), (1.5, "with a little")):
         pair = early.select("oc-call", guidance_scale=scale), fashion.select("oc", guidance_scale=scale)
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
-    better = [v for v in tables.gain_rows(gains) if v["Few"] == "better"]
+    better = [v for v in tables.gain_rows(gains) if v["verdict, Few"] == "better"]
     left = [str(where) for where in tables.left_by_holm(gains)]
     assert len(gains) == 17 and len(better) == 6 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
     on_medium = (paired(of.select("call"), of.select("ddpm"), "medium", ratio=True).words() for of in (longer, fashion))

@@ -89,16 +89,16 @@ def test_paired_is_scipys_paired_t_test():
 
 def test_only_seeds_that_both_have_are_paired():
     found = paired([record(0, 1.0), record(2, 6.0)], [record(2, 4.0), record(3, 1.0)], "few")
-    assert found.seeds == [2] and found.values == [2] and found.words() == "2" and found.p_exact == 1
+    assert found.seeds == [2] and found.values == [2] and found.words() == "2.00" and found.p_exact == 1
     assert paired([record(0, 1.0)], [], "few").words() == "" == paired([], [], "few", ratio=True).words()
 
 
 def test_two_seeds_have_an_interval_and_a_p_unless_they_are_alike():
     found = paired([record(0, 3.0), record(1, 5.0)], [record(0, 2.0), record(1, 2.0)], "few")
-    assert found.words() == f"2 [{2 - stats.t.ppf(0.975, 1):.3g}, {2 + stats.t.ppf(0.975, 1):.3g}]"
+    assert found.words() == f"2.00 [{2 - stats.t.ppf(0.975, 1):.1f}, {2 + stats.t.ppf(0.975, 1):.1f}]"
     assert found.p == pytest.approx(stats.ttest_1samp([1, 3], 0).pvalue)
     alike = paired([record(0, 3.0), record(1, 3.0)], [record(0, 2.0), record(1, 2.0)], "few")
-    assert alike.words() == "1 [1, 1]" and np.isnan(alike.p)
+    assert alike.words() == "1.00 [1.000, 1.000]" and np.isnan(alike.p)
 
 
 @given(st.lists(st.floats(0, 1), max_size=8), st.floats(0.001, 0.999))

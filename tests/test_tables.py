@@ -68,7 +68,7 @@ def test_scores_and_differences_are_recomputed_by_hand(written):
         if (r["method"], r["weights"], r["guidance"]) == ("call", "theta", "1")
     )  # fmt: skip
     values = list(fid["call"].values())
-    assert call["few FID"] == f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
+    assert call["few FID"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
     (row,) = (
         r for r in rows(written / "digits-ir50-cpu-differences.csv")
         if (r["method"], r["weights"], r["guidance"], r["split"]) == ("call", "theta", "1", "few")
