@@ -234,11 +234,13 @@ def test_ours_stand_beside_the_papers_numbers_and_only_comparable_ones():
         assert len(lines) == 4 * expected
         cells = [row for row in records.paper_and_ours(5, [other]) if row["ours"]]
         assert [row["ours"] for row in cells] == [{(1, "fp32"): [other]}] * 4 * expected
-    assert "| oc-call, consistency=0 | theta | overall | fid | 8.412 ± 0.227 | 9 | +0.588 | 1 |" in lines[0]
+    assert "| oc-call, consistency=0 | theta | overall | fid | 8.412 ± 0.227 | 9.00 | +0.588 | 1 |" in lines[0]
     guided = json.loads(json.dumps(other))
     guided["run"]["guidance_scale"], guided["metrics"]["overall"]["fid"] = 2.5, 8.0
     lines = [x for x in records.beside_the_paper(5, [other, guided]).splitlines()[2:] if "not run" not in x]
-    assert len(lines) == 8 and "| 9 | +0.588 | 1 | fp32 |" in lines[0] and "| 8 | -0.412 | 2.5 | fp32 |" in lines[1]
+    assert (
+        len(lines) == 8 and "| 9.00 | +0.588 | 1 | fp32 |" in lines[0] and "| 8.00 | -0.412 | 2.5 | fp32 |" in lines[1]
+    )
     half = json.loads(json.dumps(other))
     half["run"]["overrides"], half["config"]["precision"] = {"precision": "bf16", "consistency": 0.0}, "bf16"
     cells = [row["ours"] for row in records.paper_and_ours(5, [other, half]) if row["ours"]]

@@ -120,10 +120,13 @@ def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both()
     ]
     logs = np.log([0.79, 0.8, 0.81])
     half = 4.303 * logs.std(ddof=1) / 3**0.5
-    words = "{:.3g} [{:.3g}, {:.3g}]".format(*np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]))
+    words = "{:#.3g} [{:#.3g}, {:#.3g}]".format(*np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]))
     ratio = {"CALL / base on Few": words, "CALL / base overall": words}
     # OC scores what DDPM does; of DDPM at 1.5, and with lam=0.5, there is nothing
-    assert rows == [{"seeds": 3, "Few": "better", "overall": "better", "base / DDPM on Few": "1"} | ratio] * 3
+    assert (
+        rows
+        == [{"seeds": 3, "verdict, Few": "better", "verdict, overall": "better", "base / DDPM on Few": "1"} | ratio] * 3
+    )
     # of the scales of OC the one at which it is best, 1.5 by far if it scores a tenth there
     found += [made("oc-call", 3)]
     for r in found:
