@@ -728,7 +728,8 @@ pd.DataFrame(spread | {"real": [f"{v:.1f}" for v in real_spread]}).rename_axis(
 # %% [markdown]
 # Guidance buys recognisable samples with diversity. Where nearly all samples are recognised without it there is
 # nothing to buy, and only the price is paid; where they are not (look for the smallest numbers in the first row), it
-# helps. A spread above that of the real images is no diversity, but wrong digits, and losing it is no price. So its best scale differs from class to class, and from method to method: {doc}`09_rivals` has the records.
+# helps. A spread above that of the real images is no diversity, but wrong digits, and losing it is no price. So its
+# best scale differs from class to class, and from method to method: {doc}`09_rivals` has the records.
 #
 # ## Clipping that acts
 #
