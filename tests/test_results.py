@@ -317,7 +317,7 @@ def test_the_readme_shows_what_the_records_say():
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
     better = [v for v in tables.gain_rows(gains) if v["verdict, Few"] == "better"]
     left = [str(where) for where in tables.left_by_holm(gains)]
-    assert len(gains) == 17 and len(better) == 6 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
+    assert len(gains) == 18 and len(better) == 6 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
     on_medium = (paired(of.select("call"), of.select("ddpm"), "medium", ratio=True).words() for of in (longer, fashion))
     assert (
         "have one that we did not look for, {} with three seeds, and Fashion-MNIST has none, {} (".format(*on_medium)
