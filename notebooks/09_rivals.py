@@ -686,7 +686,7 @@ for axes, name in zip(panels, ("CBDM", "OC"), strict=True):
         axes.plot(timesteps, values, "o-", color=color, label=split.capitalize())
     axes.set(title=name, xlabel="timestep t", ylim=(0, 1.1))
 closed_form = [1 / (1 + 1.25 * t / schedule.timesteps) for t in timesteps]
-panels[0].plot(timesteps, closed_form, ":", color=viz.INK)
+panels[0].plot(timesteps, closed_form, ":", color=viz.INK, zorder=3)
 panels[0].set_ylabel("class signal left")
 panels[1].legend()
 figure

@@ -369,7 +369,7 @@ if len(rows) == 1:
     print("no record of another λ yet")
 pd.DataFrame(rows).rename_axis(columns="λ").T
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The paper's Figure 4, with our base loss: FID of θ against λ, a dot per seed and a line through the means, of the seeds that all have. Dotted: the mean of DDPM with these seeds. At λ = 0 capacity is reserved and not allocated.", "name": "fig-lambda"}, "image": {"alt": "Two panels, Few and Overall, with FID against λ from 0 to 1.5. The means lie close together for all λ above 0, and the dots of the three seeds scatter more than the means differ.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The paper's Figure 4, with our base loss: FID of θ, on logarithmic axes, against λ, a dot per seed and a line through the means, of the seeds that all have. Dotted: the mean of DDPM with these seeds. At λ = 0 capacity is reserved and not allocated.", "name": "fig-lambda"}, "image": {"alt": "Two panels, Few and Overall, with FID against λ from 0 to 1.5. The means lie close together for all λ above 0, and the dots of the three seeds scatter more than the means differ.", "classes": "dark-light"}}
 two = ("few", "overall")
 curve = {
     lam: {s: [r["metrics"][s]["fid"] for r in found] for s in two}

@@ -107,6 +107,9 @@ Markdown(records.markdown(rows))
 
 # %% [markdown]
 # ## At a glance
+#
+# A column for each of these studies; and where a claim has several comparisons, how many are supported of those with
+# enough seeds:
 
 
 # %% tags=["hide-input", "prose-table"]
@@ -115,22 +118,29 @@ def named(name, s):
     return next(c for c in claims.of(s.profile) if c.name == name)
 
 
-rows = []
-for claim in claims.of(profile):
-    found = {}
-    for name, s in studies.items():
-        verdicts = [p["verdict"] for p in claims.rows(named(claim.name, s), s)]
-        of = (f"{n} {v}" for v, n in Counter(verdicts).items())
-        parts = f" ({', '.join(of)})" if len(verdicts) > 1 else ""
-        if (whole := claims.whole(verdicts)) != "not tested":
-            found[name] = f"**{whole}** on `{name}`{parts}"
-    rows.append(
-        {
-            "paper": claim.source,
-            "claim": claim.text,
-            "verdict": "; ".join(found.values()) or "**not tested**",
-        }
+def heading(s):
+    run = s.records[0]["run"]
+    words = [records.data_word(run["dataset"], run["imbalance_ratio"])]
+    words += [f"{run['steps']:,} steps"] + ["other images"] * (
+        "redraw" in run["overrides"]
     )
+    return ", ".join(words)
+
+
+def at_a_glance(claim, s):
+    verdicts = Counter(p["verdict"] for p in claims.rows(named(claim.name, s), s))
+    enough = sum(verdicts.values()) - verdicts["not tested"] - verdicts["too few seeds"]
+    if not enough:
+        return "not tested" if s == study else ""
+    of = f", {verdicts['supported']} of {enough}" if enough > 1 else ""
+    return f"**{claims.whole(list(verdicts))}**{of}"
+
+
+rows = [
+    {"paper": claim.source, "claim": claim.text}
+    | {heading(s): at_a_glance(claim, s) for s in studies.values()}
+    for claim in claims.of(profile)
+]
 Markdown(records.markdown(rows))
 
 # %% [markdown]

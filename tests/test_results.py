@@ -339,6 +339,14 @@ def test_the_readme_shows_what_the_records_say():
         for scale in (1, 1.5)
     )
     assert list(on_oc) == [False, True, True, True], "mostly stays"
+    without = {
+        term: [paired(digits.select("call", {term: 0.0}), of, ratio=True) for of in reversed(pair)]
+        for term in ("consistency", "diversity")
+    }
+    con, div = (of_call.words() for _, of_call in without.values())
+    assert f"FID is {con} times CALL's, without diversity {div}, and about DDPM's; of the five seeds" in text
+    assert all(len(of.seeds) == 5 for both in without.values() for of in both)
+    assert all(of_ddpm.low < 1 < of_ddpm.high for of_ddpm, _ in without.values())
     of_default = [
         paired(digits.select("call", {"bound": b}), digits.select("call"), s, ratio=True)
         for b in (0.01, 1.0)
