@@ -50,6 +50,8 @@ imbalance_ratio = 50
 # In code this is one line:
 
 # %%
+import textwrap
+
 import numpy as np
 
 from callkit import data, notebook, sliders, viz
@@ -222,7 +224,7 @@ print("ten classes: ", np.mean(data.long_tailed_counts(5000, 10, 100)) / 5000)
 try:
     data.load_long_tailed("digits", 500)
 except ValueError as error:
-    print(error)
+    print(textwrap.fill(str(error), 80))
 
 # %% [markdown]
 # ```{solution-end}

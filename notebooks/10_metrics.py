@@ -723,7 +723,7 @@ for method, name in TITLES.items():
 pd.DataFrame(lines).T
 
 
-# %%
+# %% tags=["prose-table"]
 def in_print(ours, baseline):
     (mean, std), (other, other_std) = ours, baseline
     level = abs(mean - other) < np.hypot(std, other_std)

@@ -303,7 +303,7 @@ table = {}
 for name, overrides in same_width.items():
     pair = study.select("call", overrides), call
     exact = paired(*pair, ratio=True).p_exact
-    table[name] = tables.ratio_row(*pair) | {"exact p, overall": f"{exact:.2f}"}
+    table[name] = tables.ratio_row(*pair) | {"exact p": f"{exact:.2f}"}
 pd.DataFrame(table).T
 
 # %% [markdown]

@@ -28,6 +28,7 @@ profile = "cpu"
 
 # %% tags=["remove-output"]
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,12 @@ tables.gain_figure(gains)
 # of their own.
 
 # %% tags=["remove-input", "prose-table"]
-Markdown(records.markdown(tables.gain_rows(gains)))
+# an interval is kept on one line
+Markdown(
+    re.sub(
+        r" \[(\S+), ", "\u00a0[\\1,\u00a0", records.markdown(tables.gain_rows(gains))
+    )
+)
 
 # %% [markdown]
 # With so many rows some are decided by luck. How many would be left by Holm's rule, which asks for smaller p-values the
@@ -70,7 +76,7 @@ Markdown(records.markdown(tables.gain_rows(gains)))
 below = sum(of["few"].p <= 0.05 for of in gains.values())
 left = tables.left_by_holm(gains)
 print(
-    f"{below} of {len(gains)} below 0.05; {len(left)} by Holm's rule: {'; '.join(map(str, left))}"
+    f"{below} of {len(gains)} below 0.05; {len(left)} by Holm's rule:\n{'; '.join(map(str, left))}"
 )
 
 # %% [markdown]

@@ -349,7 +349,7 @@ pd.DataFrame(
         }
         for key, c in choices.items()
     }
-).T
+)
 
 # %% [markdown]
 # Adapters save memory where full fine-tuning spends it, on gradients and the optimiser's state, and there the expert

@@ -99,8 +99,8 @@ for name, s in studies.items():
             "methods": len({r["run"]["method"] for r in s.records}),
             "seeds": " ".join(map(str, sorted({r["run"]["seed"] for r in s.records}))),
             "steps": f"{run['steps']:,}",
-            "training images": sum(run["class_counts"]),
-            "images drawn for FID": s.records[0]["evaluation"]["generated_images"],
+            "training images": f"{sum(run['class_counts']):,}",
+            "images drawn for FID": f"{s.records[0]['evaluation']['generated_images']:,}",
         }
     )
 Markdown(records.markdown(rows))
@@ -170,7 +170,7 @@ for title, theirs in (("the same in the paper", same), ("there on OC", on_oc)):
         if of
     }
     print(
-        f"{title}: {sum(held.values())} of {len(held)} intervals contain the paper's ratio; these do not:"
+        f"{title}: {sum(held.values())} of {len(held)} intervals contain the paper's ratio;\nthese do not:"
     )
     for (name, words_), holds in held.items():
         if not holds:
@@ -348,6 +348,8 @@ def at_its_best(of, method):
 
 rows = []
 for of in studies.values():
+    if len({w["guidance_scale"] for w in tables.variants(of)}) == 1:
+        continue  # nothing to choose
     ours, run = at_its_best(of, "oc-call"), of.records[0]["run"]
     for rival in ("ddpm", "ada", "rs", "rs-sqrt", "focal", "cbdm", "oc"):
         if ours and (theirs := at_its_best(of, rival)):
