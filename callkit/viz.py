@@ -124,7 +124,7 @@ def split_bars(groups: dict[str, dict[str, tuple[float, float]]]) -> Figure:
     figure, axes = _figure()
     splits = list(next(iter(groups.values())))
     width = 0.8 / len(groups)
-    others = iter((GREEN, PURPLE, SKY, VERMILION))
+    others = itertools.cycle((GREEN, PURPLE, SKY, VERMILION))
     for i, (method, by_split) in enumerate(groups.items()):
         mean, std = np.array([by_split[s] for s in splits]).T
         at = np.arange(len(splits)) + (i - (len(groups) - 1) / 2) * width

@@ -135,7 +135,7 @@ def test_a_metric_is_of_the_plain_table_alone(other, capsys):
 def test_weights_that_a_run_lacks_are_refused(tmp_path):
     list(train(make_config(method="ddpm", profile="smoke", channels=8), tmp_path))
     with pytest.raises(SystemExit, match="was trained without CALL: it has no 'theta_g'"):
-        main(["evaluate", str(tmp_path), "--weights", "theta_g", "--device", "cpu"])
+        main(["evaluate", "--weights", "theta_g", str(tmp_path), "--device", "cpu"])
     assert not list(tmp_path.glob("*.json"))
 
 
