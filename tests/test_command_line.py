@@ -175,12 +175,6 @@ def test_help_says_which_setting_is_for_python_alone(capsys):
     assert "any setting but base_options" in " ".join(capsys.readouterr().out.split())
 
 
-def test_help_says_that_the_run_comes_before_its_weights(capsys):
-    with pytest.raises(SystemExit):
-        main(["evaluate", "--help"])
-    assert "one or both, after RUN" in " ".join(capsys.readouterr().out.split())
-
-
 def test_your_own_images_keep_their_counts_unless_a_ratio_is_given(monkeypatch):
     ratios = []
     monkeypatch.setattr("callkit.config.make_config", lambda dataset, ratio, *_, **__: ratios.append(ratio) or 1 / 0)
