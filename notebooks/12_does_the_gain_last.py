@@ -281,8 +281,9 @@ for name, of in others.items():
     fids = [f"{r['metrics']['few']['fid']:.0f}" for r in of.select("ddpm")]
     print(f"{name}: FID of DDPM on Few by seed {', '.join(fids)}")
 for method in ("rs", "cbdm", "oc"):
-    pair = (others["IR 20"].select(m) for m in (method, "ddpm"))
-    print(f"IR 20: {TITLES[method]} / DDPM overall {paired(*pair, ratio=True).words()}")
+    pair = [others["IR 20"].select(m) for m in (method, "ddpm")]
+    few, overall = (paired(*pair, s, ratio=True).words() for s in ("few", "overall"))
+    print(f"IR 20: {TITLES[method]} / DDPM on Few {few}, overall {overall}")
 pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)[
     ["seeds", "Many", "Few", "Overall"]
 ]
