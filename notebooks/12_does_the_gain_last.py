@@ -297,7 +297,7 @@ pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)[
 # At ratio 20 the same picture: without its expert the network is many times worse on Few and as good on Many, and with it
 # CALL is ahead of DDPM on Few in each of the three seeds, in the mean by somewhat less than at ratio 50, and within an
 # interval that holds 1. So it is on OC. The rivals stand in the same order as at ratio 50 ({doc}`09_rivals`): without
-# guidance CBDM and OC are even further behind, and RS is ahead on Few by more.
+# guidance CBDM and OC are even further behind, and RS is ahead on Few, in the mean by more.
 #
 # ## Other data
 #
