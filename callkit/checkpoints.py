@@ -78,6 +78,29 @@ def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, T
 
     With tensors=False only the header is read, and the first dictionary is empty.
     """
+    while True:
+        before = _identity(path)
+        try:
+            found = _read_checkpoint(path, tensors)
+        except (OSError, ValueError):
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return found
+        # Somebody trains there. safetensors opens a file twice: a header of the one that was replaced and numbers of
+        # the next would be neither.
+
+
+def _identity(path: str | Path) -> tuple[int, ...] | None:
+    """What tells a file from the next of its name; None if there is none."""
+    with suppress(FileNotFoundError):
+        found = os.stat(path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
+def _read_checkpoint(path: str | Path, tensors: bool) -> tuple[dict[str, Tensor], dict]:
     try:
         open(path, "rb").close()  # safetensors takes a file that it may not open for one that is not there
         with safe_open(path, framework="pt") as f:
@@ -85,10 +108,7 @@ def load_checkpoint(path: str | Path, tensors: bool = True) -> tuple[dict[str, T
             return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["callkit"])
     except FileNotFoundError:
         raise FileNotFoundError(f"no checkpoint at {path}") from None
-    except RuntimeError as error:
-        # safetensors opens a file twice; this is the second, if it went away in between or there is no memory for it
-        if "No such file" in str(error):
-            raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except RuntimeError as error:  # no memory for it, say
         raise OSError(f"cannot read {path}: {error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or was not written by callkit: {error}") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from callkit import checkpoints, files
 from callkit.checkpoints import (
@@ -106,6 +107,43 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, dama
     assert load_checkpoint(tmp_path / PREVIOUS)[1]["step"] == 45, "the damaged one took no other's place"
     list(first)
     assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(whole, tmp_path, monkeypatch, tensors):
+    """safetensors takes the header from a first opening of the file and the numbers from a second."""
+    newest, next_one = tmp_path / "newest.safetensors", tmp_path / "next.safetensors"
+    checkpoints.save_checkpoint(newest, {"w": torch.zeros(64)}, {"step": 1})
+    checkpoints.save_checkpoint(next_one, {"w": torch.ones(64)}, {"step": 2, "a header": 100 * "of another length"})
+    openings = []
+
+    class Opened:
+        def __init__(self, path, framework):
+            openings.append(path)
+            self.header = safe_open(path, framework)
+            if len(openings) == 1:
+                os.replace(next_one, newest)
+            self.numbers = safe_open(path, framework)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def keys(self):
+            return self.header.keys()
+
+        def metadata(self):
+            return self.header.metadata()
+
+        def get_tensor(self, name):
+            return self.numbers.get_tensor(name)
+
+    monkeypatch.setattr(checkpoints, "safe_open", Opened)
+    found, metadata = checkpoints.load_checkpoint(newest, tensors)
+    assert metadata["step"] == 2 and len(openings) == 2
+    assert not tensors or (found["w"] == 1).all()
 
 
 def test_a_checkpoint_that_is_there_and_cannot_be_read_is_not_taken_for_none(whole, monkeypatch):
