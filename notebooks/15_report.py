@@ -132,7 +132,7 @@ def at_a_glance(claim, s):
     enough = sum(verdicts.values()) - verdicts["not tested"] - verdicts["too few seeds"]
     if not enough:
         return "not tested" if s == study else ""
-    of = f", {verdicts['supported']} of {enough}" if enough > 1 else ""
+    of = f", {verdicts['supported']}\u00a0of\u00a0{enough}" if enough > 1 else ""
     return f"**{claims.whole(list(verdicts))}**{of}"
 
 
