@@ -393,9 +393,9 @@ frame
 # not part within this run. We suspected that they need the projections of the embedding, through which the class enters a
 # residual block, for the authors' choice of layers leaves these to $\theta^g$ alone. The table says otherwise. With an
 # expert in everything but the projections they part as well and as far, and $\theta^g$ fails on Few: but almost three
-# times as late, when the run is nearly over. So the projections are the quick way off the saddle and not the only one,
-# and 6,000 steps may just be too few for convolutions alone. (In the up path a higher rank parts sooner, and the whole
-# network soonest.)
+# times as late, when the run is nearly over. (In seed 1 its end came first: both networks have 37 on Few.) So the
+# projections are the quick way off the saddle and not the only one, and 6,000 steps may just be too few for convolutions
+# alone. (In the up path a higher rank parts sooner, in each of three seeds, and the whole network soonest.)
 #
 # The row of the **projections alone** says more. Four small matrices do what the default does: the branches part as far,
 # at the same time or up to 1,250 steps later, $\theta^g$ fails on the minorities and is as good on Many, and $\theta$ is
