@@ -150,6 +150,12 @@ class Where(NamedTuple):
     base: str  # the method without CALL
     guidance_scale: float
 
+    @classmethod
+    def of(cls, study: Study, base: str = "ddpm", guidance_scale: float = 1) -> "Where":
+        run = study.records[0]["run"]
+        trained = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
+        return cls(trained, "redraw" in run["overrides"], base, guidance_scale)
+
     def how(self) -> str:
         """In words what is not plain: other images, another base loss than DDPM's, guidance."""
         words = ["other images"] * self.redrawn + [f"on {TITLES[self.base]}"] * (self.base != "ddpm")
@@ -167,8 +173,6 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
     """
     made = {}
     for study in records.ends(found):
-        run = study.records[0]["run"]
-        trained = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
         for words in variants(study):
             base = without_call(words["method"])
             if base == words["method"] or words["weights"] != "theta" or words["overrides"]:
@@ -177,7 +181,7 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
             ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
             ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
             if len(ratio["overall"].seeds) >= claims.SEEDS:
-                made[Where(trained, "redraw" in run["overrides"], base, words["guidance_scale"])] = ratio
+                made[Where.of(study, base, words["guidance_scale"])] = ratio
     order = [where.trained for where in made]  # other images beside the same data
     return dict(sorted(made.items(), key=lambda item: order.index(item[0].trained)))
 

@@ -384,7 +384,9 @@ def copies_and_fid(by_method: dict[str, dict[int, np.ndarray]], machine: float) 
     """FID against the share of copies, a dot per run, and a line through the means of each number of training steps:
     by_method[method][steps] is (runs, 2). `machine` is the FID of the training images themselves."""
     figure, axes = _figure(figsize=(5.2, 3.4))
-    for (method, by_steps), color in zip(by_method.items(), (INK, BLUE), strict=True):
+    styles = method_lines(by_method)
+    for method, by_steps in by_method.items():
+        color = styles[method]["color"]
         for dots in by_steps.values():
             axes.plot(*dots.T, "o", color=color, alpha=0.6, markersize=4)
         axes.plot(*np.array([dots.mean(0) for dots in by_steps.values()]).T, color=color, label=TITLES[method])

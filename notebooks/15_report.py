@@ -118,15 +118,6 @@ def named(name, s):
     return next(c for c in claims.of(s.profile) if c.name == name)
 
 
-def heading(s):
-    run = s.records[0]["run"]
-    words = [records.data_word(run["dataset"], run["imbalance_ratio"])]
-    words += [f"{run['steps']:,} steps"] + ["other images"] * (
-        "redraw" in run["overrides"]
-    )
-    return ", ".join(words)
-
-
 def at_a_glance(claim, s):
     verdicts = Counter(p["verdict"] for p in claims.rows(named(claim.name, s), s))
     enough = sum(verdicts.values()) - verdicts["not tested"] - verdicts["too few seeds"]
@@ -138,7 +129,7 @@ def at_a_glance(claim, s):
 
 rows = [
     {"paper": claim.source, "claim": claim.text}
-    | {heading(s): at_a_glance(claim, s) for s in studies.values()}
+    | {str(tables.Where.of(s)): at_a_glance(claim, s) for s in studies.values()}
     for claim in claims.of(profile)
 ]
 Markdown(records.markdown(rows))
@@ -884,8 +875,8 @@ Markdown(records.markdown(rows) if rows else "None.")
 
 # %% [markdown]
 # Where seeds are as alike as here few verdicts change, those of intervals that nearly touch 1. It can make more of a
-# difference where FID differs by an order of magnitude from seed to seed: one with a large value makes the interval of the difference wide, and hardly
-# touches that of the ratio.
+# difference where FID differs by an order of magnitude from seed to seed: one with a large value makes the interval of
+# the difference wide, and hardly touches that of the ratio.
 #
 # ```{solution-end}
 # ```
