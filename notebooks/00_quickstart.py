@@ -109,9 +109,9 @@ viz.class_columns(
 
 # %% [markdown]
 # Read from left to right. Without its expert, CALL's network washes the rare digits out; with the expert it draws them,
-# though not always right: from this noise one of the two 8s comes out as a 1, as with DDPM. (So is a 5 washed out, with 19
-# images: the loss counts it as rare, too, see {doc}`04_general_and_expert`.) On the common digits the
-# expert changes next to nothing. That is the division of labour that the method asks for, and
+# though not always right: from this noise one of the two 8s comes out as a 1, as with DDPM. (Without the expert a 5
+# washes out, too. Its class has 19 images, and the loss also counts it as rare: {doc}`04_general_and_expert`.) On the
+# common digits the expert changes next to nothing. That is the division of labour that the method asks for, and
 # {doc}`04_general_and_expert` measures it. Whether what the network knows about rare digits therefore sits in $\theta^e$
 # is another question, that of {doc}`08_inside_the_expert`.
 #
@@ -157,8 +157,8 @@ sliders.explore(
 # *The four rarest digits, four samples each from fixed noise, as the expert is turned up. They are read by a small
 # classifier of digits, which also measures FID in this book.*
 #
-# Without the expert the classifier already reads a few of the sixteen as the digit that they should be, with it most;
-# from about $s = 0.6$ on hardly anything changes.
+# Even without the expert the classifier reads a few of the sixteen as the digit that they should be; with it, it reads
+# most. From about $s = 0.6$ on hardly anything changes.
 #
 # The page holds eleven pictures, drawn in advance. In JupyterLab (`make lab`) the same cell shows a slider that samples
 # anew wherever you stop it, below 0 and beyond 1 too. So it is with every slider of this book.

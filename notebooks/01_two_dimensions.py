@@ -219,8 +219,8 @@ assert torch.allclose(schedule.q_sample(image(truth), t, image(eps)), image(x_t)
 # ```
 #
 # In code, all components of all classes are in one list, and class $y$ selects among them by its log weights. One more
-# row of weights is for Null, "no class": there the components of class $c$ have weight $N_c / N$, its share of the
-# training set.
+# row of weights is for Null, "no class": there the components of class $c$ have weight $N_c / N$ together, the share of
+# the class in the training set.
 
 
 # %%
@@ -272,8 +272,8 @@ for name, f in {
     print(f"{name:>7}: covariance is {z.abs().max():.1f} standard errors from 0")
 
 # %% [markdown]
-# Each is the larger of two coordinates, so of six numbers: two or three standard errors for the largest are chance, and a
-# wrong factor in $\epsilon^*$ would show as tens.
+# Each line has the larger of two coordinates, so six numbers were looked at: two or three standard errors for the
+# largest are chance, and a wrong factor in $\epsilon^*$ would show as tens of them.
 #
 # Move the slider from clean points to noise. On the right is the direction $-\epsilon^*$ in which the rarest class is
 # denoised. In heavy noise all arrows point to the origin, to which $a_t$ has shrunk every class; as noise falls they find
@@ -387,9 +387,9 @@ by_class(
 )
 
 # %% [markdown]
-# The classes are one shape, so what differs here is luck, and there is much of it: about twice from the best set of
-# fresh points to the worst. With the exact predictor, 50 steps of DDIM draw samples about as good as fresh points.
-# Whatever goes wrong below is due to what a network learns.
+# The classes are one shape, so what differs here is luck, and there is much of it: about a factor of two between the
+# best set of fresh points and the worst. With the exact predictor, 50 steps of DDIM draw samples about as good as fresh
+# points. Whatever goes wrong below is due to what a network learns.
 #
 # ## A network
 #
@@ -472,8 +472,8 @@ assert torch.allclose(ours, theirs, atol=1e-6)
 # \underbrace{\mathbb{E} \lVert \epsilon_\theta - \epsilon^* \rVert^2}_{\text{excess risk}} .
 # ```
 #
-# (What we print is per coordinate, half of this.) The floor belongs to the data. The **excess risk** belongs to the network, is zero for the exact predictor alone, and
-# can be measured because we know $\epsilon^*$.
+# (What we print is per coordinate, half of this.) The floor is a property of the data. The **excess risk** is a
+# property of the network, is zero only for the exact predictor, and can be measured because we know $\epsilon^*$.
 
 # %%
 test_labels = sampling.balanced_labels(C, 2000)
@@ -498,8 +498,9 @@ def excess_risk(model):
 #
 # One function trains all networks of this page. A tenth of the labels is dropped, that is, replaced by Null, so that the
 # network also learns to predict without a class. {term}`Guidance <guidance scale>` {cite:p}`ho2022cfg` needs that
-# ({doc}`03_unet_and_ddim`): it moves a prediction further away from Null's. The lines under `if rank` and `if lam` are all that CALL adds; we come to them
-# below. `endless` and `balanced` are for two experiments of their own. On a first reading pass over all four.
+# ({doc}`03_unet_and_ddim`): it moves a prediction further away from Null's. The lines under `if rank` and `if lam` are
+# all that CALL adds; we come to them below. `endless` and `balanced` are for two separate experiments. On a first
+# reading skip all four of these arguments.
 
 
 # %%
@@ -603,8 +604,8 @@ for axes, name in zip(panels, ("truth", "memoriser", "DDPM"), strict=True):
 figure
 
 # %% [markdown]
-# In numbers: the distance from a sample to the nearest training point of its class. A copy is at distance 0; a fresh
-# point of the truth is at the distance that a model has which does not copy. And to see a collapse, the share of samples
+# In numbers: the distance from a sample to the nearest training point of its class. A copy is at distance 0; fresh
+# points of the truth show the distance of a model that does not copy. And, to detect a collapse, the share of samples
 # that are nearer to another class's Gaussians than to those of their own:
 
 
@@ -645,13 +646,13 @@ print(
 )
 
 # %% [markdown]
-# A ratio near 0 would mean copies; at 1 and more most samples are none. Nor does the class collapse onto another one:
-# most samples stay in theirs. (The memoriser repeats the ten points of class 6, of which one lies nearer to another
-# class.) What is lost is the shape. This network blurs what it has seen too little of.
+# A ratio near 0 would mean copies; at 1 and more most samples are not copies. Nor does the class collapse onto another
+# one: most samples stay in their own class. (The memoriser repeats the ten points of class 6, of which one lies nearer
+# to another class.) What is lost is the shape. This network blurs what it has seen too little of.
 #
-# A network with more room, trained for longer, may do otherwise: those of {doc}`04_general_and_expert`, which draw
-# digits, sit close to the training images of their rarest classes. For the tail that would be no cure. The excess risk of
-# the perfect memoriser, beside that of our network:
+# A network with more room, trained for longer, may do otherwise: the digits drawn by the networks of
+# {doc}`04_general_and_expert` lie close to the training images in the rarest classes. Memorising would not cure the
+# tail. Here is the excess risk of the perfect memoriser, beside that of our network:
 
 # %%
 by_class({"memoriser": excess_risk(memoriser), "DDPM": risk["DDPM"][0]}, digits=4)
@@ -682,11 +683,11 @@ for name, value in on_few.items():
     )
 
 # %% [markdown]
-# In this run, one seed, classes 4 and 5 gain little from as many points as one likes while their share of each batch
-# stays what it is, and more from a fair share with the few points that there are. For class 6, with ten points, either
-# helps about as much as the other. Only with both does the tail come near the head. So, within a training as short as
-# this, how often the network is asked about a class can matter more than how few points there are. And nothing is free:
-# with balanced batches the excess risk of class 0 doubles. {doc}`09_rivals` meets the same price in re-sampled images.
+# In this run, one seed, classes 4 and 5 gain little from unlimited points at their usual share of each batch, and more
+# from a fair share with the few points that there are. For class 6, with ten points, the two help about equally. Only
+# with both does the tail come near the head. So, within a training as short as this, how often the network is asked
+# about a class can matter more than how few points there are. And nothing is free: with balanced batches the excess
+# risk of class 0 doubles. {doc}`09_rivals` meets the same price in re-sampled images.
 #
 # ## CALL
 #
@@ -706,8 +707,8 @@ for name, value in on_few.items():
 #
 # Besides the bound and the base loss (DDPM's, where the paper has OC's), two settings differ from the paper's: a rank
 # of one quarter instead of a tenth, and $\lambda = 5$ instead of 1. With the paper's, a training as short as this one
-# may end before anything is allocated ({ref}`ex-plane-saddle`). Decomposed are the matrices of the decoder, as
-# `in_decoder` above says.
+# may end before anything is allocated ({ref}`ex-plane-saddle`). The matrices that are decomposed are those of the
+# decoder, as `in_decoder` above says.
 
 # %%
 CALL = dict(rank=0.25, lam=5.0)
@@ -781,15 +782,16 @@ by_class({"D": D, "explained by a constant": share})
 print(f"Few: a constant explains {share[few].min():.0%} to {share[few].max():.0%} of D")
 
 # %% [markdown]
-# To *be wrong* about a class, $\theta^g$ need not forget its shape. A shift is enough, and it is cheap: it takes the
-# class and nothing else. What the expert then holds is the way back. {doc}`08_inside_the_expert` finds the same in
-# networks that draw digits.
+# To *be wrong* about a class, $\theta^g$ need not forget its shape. A shift is enough, and it is cheap: to produce it
+# $\theta^g$ needs to know the class and nothing else. What the expert then holds is the way back.
+# {doc}`08_inside_the_expert` finds the same in networks that draw digits.
 #
 # ## Better than DDPM?
 #
 # Every seed has its own training set, and within a seed all methods share everything that is drawn. One more network
-# belongs in the comparison: **reserved only**, with the expert but without the allocation loss. An expert is more
-# parameters in training, and another path for the optimiser; what these do on their own is not the loss's merit.
+# belongs in the comparison: **reserved only**, with the expert but without the allocation loss. An expert brings more
+# parameters in training, and another path for the optimiser; what these do on their own must not be credited to the
+# loss.
 
 # %%
 reserved = [train(seed, rank=CALL["rank"])[0] for seed in range(seeds)]
@@ -879,14 +881,15 @@ pd.DataFrame(
 
 # %% [markdown]
 # Read the changes on Few with their signs and sizes. In the excess risk, what $\theta$ gains over DDPM, and over the same
-# network without the allocation loss, is small: beside the gap between head and tail, beside what balanced batches do,
-# and beside the differences between seeds. On Many the change is larger in proportion and has one sign in all seeds,
-# perhaps because of the consistency term, whose weight is largest there. In the distance of the samples CALL is ahead on
-# Few in each seed, of both, by anything from a hundredth, which is far within the luck of drawing, to a fifth. The two
-# measures need not agree: the risk weighs all points and timesteps alike, a sampler adds up its errors along one path. To
-# tell gains of this size from none takes more seeds than a page can run. The allocation itself is large: $\theta^g$ is
-# wrong, by a factor of ten or so, on just the classes that it was asked to be wrong on. To allocate is one thing and to
-# improve another. How this is on images, the other chapters measure.
+# network without the allocation loss, is small compared with the gap between head and tail, with what balanced batches
+# do, and with the differences between seeds. On Many the change is larger in proportion and has one sign, that of a
+# gain, in all seeds, perhaps because of the consistency term, whose weight is largest there. In the distance of the
+# samples to the truth CALL is ahead of both on Few, in each seed, by anything from a hundredth, which is far within the
+# luck of drawing, to a fifth. The two measures need not agree: the risk weighs all points and timesteps alike, a
+# sampler adds up its errors along one path. To tell a gain of this size from no gain takes more seeds than a page can
+# run. The allocation itself is large: $\theta^g$ is wrong, by a factor of ten or so, on just the classes that it was
+# asked to be wrong on. To allocate is one thing and to improve another. The other chapters measure how this is on
+# images.
 #
 # ## As printed
 #
@@ -908,13 +911,14 @@ viz.divergence_curves(
 #
 # ```{admonition} Pitfalls
 # :class: warning
-# * **Clipping.** A sampler for images clips $\hat{\mathbf{x}}_0$ to $[-1, 1]$. On these points that would cut the ring to a
-#   square, without any error.
+# * **Clipping.** A sampler for images clips $\hat{\mathbf{x}}_0$ to $[-1, 1]$. On these points that would cut the ring
+#   to a square, without raising an error.
 # * **The loss of two data sets cannot be compared.** Its floor belongs to the data. Scale the points by two and the loss
 #   changes, for the exact predictor too.
 # * **A lower training loss is not a better model.** The memoriser has the lowest of all, below the floor, and is
 #   a far worse model of the tail than DDPM.
-# * **One seed.** Ten points of a class are a different class for every draw. Compare within a seed.
+# * **One seed.** Ten points of a class make a different class with every draw of the training set. Compare methods
+#   within a seed.
 # ```
 #
 # ## Exercises

@@ -122,8 +122,8 @@ sliders.explore(
 #
 # Counts alone do not make a benchmark: two people who keep *different* 3 images of the last class train on different
 # data. The field's published subsets come from one procedure, and `callkit` follows it to the index: NumPy's legacy
-# generator with seed 0, and class after class one in-place shuffle, of which the first $N_c$ are kept. The subset is
-# part of the data set. It does not change with the seed of a training run.
+# generator with seed 0 shuffles the indices of one class after another in place, and the first $N_c$ of each are kept.
+# The subset is part of the data set. It does not change with the seed of a training run.
 
 # %%
 again = data.load_long_tailed(dataset, imbalance_ratio)

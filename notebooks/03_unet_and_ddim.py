@@ -116,8 +116,9 @@ print(
 )
 
 # %% [markdown]
-# Images are scaled to $[-1, 1]$, so a signal of 1 stands against noise of 1. Move the slider: a person reads most
-# digits until $t \approx 100$; at 200 half of them are guesses. From about $t = 600$ on there is nothing left to see.
+# Images are scaled to $[-1, 1]$: pixels of the full signal reach 1, and the full noise has a standard deviation of 1.
+# Move the slider: a person reads most digits until $t \approx 100$; at 200 half of them are guesses. From about
+# $t = 600$ on there is nothing left to see.
 
 # %% tags=["hide-input"]
 one_each, _ = first_of_each_class(1)
@@ -161,7 +162,7 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # ```
 #
 # A generative model should make the data likely. For a chain of small steps the likelihood has a lower bound that
-# falls apart into one term per step (Jensen's inequality, and Bayes' rule in each step):
+# splits into one term per step (Jensen's inequality, and Bayes' rule in each step):
 #
 # ```{math}
 # \begin{aligned}
@@ -171,8 +172,8 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # \end{aligned}
 # ```
 #
-# The last term has no parameters. Those of the sum ask: how far is the model's step from the step that we would take if
-# we *knew* the image? That step is Gaussian, by Bayes' rule for two Gaussians:
+# The last term has no parameters. The terms of the sum ask: how far is the model's step from the step that we would
+# take if we *knew* the image? That step is Gaussian, by Bayes' rule for two Gaussians:
 #
 # ```{math}
 # :label: eq-unet-posterior
@@ -186,7 +187,7 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 #
 # with $\alpha_t = 1 - \beta_t$. The model does not know $\mathbf{x}_0$. But it sees $\mathbf{x}_t$, and
 # $\mathbf{x}_0 = (\mathbf{x}_t - \sqrt{1 - \bar\alpha_t}\,\epsilon) / \sqrt{\bar\alpha_t}$: to guess the image and to
-# guess the noise are the same thing. Put the second into $\tilde\mu_t$ and it becomes
+# guess the noise are the same thing. With this expression for $\mathbf{x}_0$, $\tilde\mu_t$ becomes
 #
 # ```{math}
 # :label: eq-unet-mean
@@ -195,8 +196,8 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # \mu_\theta = \frac{1}{\sqrt{\alpha_t}} \Bigl( \mathbf{x}_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}\, \epsilon_\theta(\mathbf{x}_t, t, y) \Bigr) .
 # ```
 #
-# The divergence of two Gaussians, the second with variance $\sigma_t^2$ in each direction, depends on their means through
-# $\lVert \tilde\mu_t - \mu_\theta \rVert^2 / 2 \sigma_t^2$ and on nothing else of $\theta$, hence
+# The divergence of two Gaussians, the second with variance $\sigma_t^2$ in each direction, depends on $\theta$ only
+# through the means, as $\lVert \tilde\mu_t - \mu_\theta \rVert^2 / 2 \sigma_t^2$, hence
 #
 # ```{math}
 # :label: eq-unet-weight
@@ -256,10 +257,10 @@ print("and with w = 1: 10%")
 # \lVert \hat{\mathbf{x}}_0 - \mathbf{x}_0 \rVert^2 = \frac{1 - \bar\alpha_t}{\bar\alpha_t}\, \lVert \epsilon_\theta - \epsilon \rVert^2 ,
 # ```
 #
-# so the same errors count otherwise in the two: an unweighted loss on the image would count an error of the noise 25,000
-# times at $t = 999$ and a ten-thousandth at $t = 0$, one on the noise counts all timesteps alike. The errors of the
-# released DDPM, measured in both units, and what the best guess without looking at $\mathbf{x}_t$ costs, the mean
-# training image of the class:
+# so the two losses weight the same errors differently: an unweighted loss on the image would give an error of the noise
+# the weight 25,000 at $t = 999$ and one ten-thousandth at $t = 0$; an unweighted loss on the noise counts all timesteps
+# alike. The figure has the errors of the released DDPM in both units, and the cost of the best guess that does not look
+# at $\mathbf{x}_t$, the mean training image of the class:
 
 # %%
 grid = torch.arange(0, 1000, 40)
@@ -289,8 +290,8 @@ for axes in (left, right):
 figure
 # %% [markdown]
 # At small $t$ the image is easy to predict and the noise hard; at large $t$ it is the other way round. At $t = 0$ the
-# image is given; the noise is all but invisible, and the error is not far below 1, which is what predicting nothing
-# costs. At large $t$ the noise is given, and the best guess of the image is the mean image of its class (dotted). There
+# image is given; the noise is all but invisible, and the error is not far below 1, which is what predicting zero costs.
+# At large $t$ the noise is given, and the best guess of the image is the mean image of its class (dotted). There
 # the network's implied image is *worse* than that mean: an error of the noise so small that the loss does not notice is
 # a large one in the image. Samplers clip for this reason, among others.
 #
@@ -298,7 +299,8 @@ figure
 #
 # ## The network
 #
-# The prediction must have the shape of the image, know fine detail (where is this pixel's noise?) and coarse content
+# The prediction must have the shape of the image, know fine detail (what is the noise at this pixel?) and coarse
+# content
 # (which digit is it?). A U-Net {cite:p}`ronneberger2015unet` has both: a *down* path that halves the image and widens
 # the features, an {term}`up path` that reverses it, and {term}`skip connections <skip connection>` that hand each
 # feature map of the one to the other. Its blocks are those of wide residual networks {cite:p}`zagoruyko2016wrn`.
@@ -306,7 +308,7 @@ figure
 # with the *key* that each of them offers, and takes in a mean of their *values*, in which those count most whose key
 # fits. A convolution of 3 × 3 sees neighbours alone; attention lets distant parts of an image agree.
 #
-# Drawn from the network of {cite:t}`ho2020ddpm` for CIFAR, which we take the paper's to be:
+# Here is the network of {cite:t}`ho2020ddpm` for CIFAR, which we take to be the paper's, plotted from its modules:
 
 # %%
 cifar = UNet(in_channels=3, num_classes=10)  # 32 x 32, the paper's size
@@ -388,8 +390,8 @@ for name in list(table):
 table.map(lambda v: f"{v:,}" if isinstance(v, int | np.integer) else v)
 
 # %% [markdown]
-# **Most of the network is its up path**, since each of its blocks takes in a skip as well, and there is one more of
-# them to a level. This is the part that CALL decomposes. What is in it, and what the {term}`expert` of rank
+# **Most of the network is its up path**, since each of its blocks takes in a skip as well, and each level has one block
+# more than in the down path. This is the part that CALL decomposes. What is in it, and what the {term}`expert` of rank
 # $\frac{1}{10}\min(d, k)$ adds:
 
 # %%
@@ -469,9 +471,9 @@ assert torch.allclose(unet(model, x_t, t, y), model(x_t, t, y), atol=1e-5)
 # needs the first half only once.
 #
 # Two facts about the class matter later. {term}`Null`, "no class", adds exactly nothing. And no convolution is told the
-# class: it comes in through the projections `emb` of the blocks alone. They are a small share of the parameters, and an
+# class: it comes in only through the blocks' projections `emb`. They are a small share of the parameters, and an
 # expert there can answer to one class without touching the others ({doc}`07_a_floor_for_the_loss` measures what happens
-# when only 3 × 3 convolutions have an expert). How much of what the class does is done in the up path alone? Encode
+# when only 3 × 3 convolutions have an expert). How much of the effect of the class arises in the up path alone? Encode
 # *without* a class, decode with it, and compare with telling both halves:
 
 
@@ -502,8 +504,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# (The shares need not sum to one, as the network is not linear.) Of what the class does, the up path by itself makes
-# about a quarter, and half at the largest $t$. Most of the class's effect comes from the down path and the middle,
+# (The shares need not sum to one, as the network is not linear.) The up path by itself makes about a quarter of the
+# effect, and half of it at the largest $t$. Most of the class's effect comes from the down path and the middle,
 # which `encode` runs through. $\theta^g$ and $\theta$ share these, so $\theta^g$ knows well which class was asked for,
 # whatever the expert holds.
 #
@@ -514,8 +516,8 @@ pd.DataFrame(
 # ```
 #
 # The noise is predicted; how does one draw an image? {cite:t}`song2021ddim` note that the loss only knows
-# $q(\mathbf{x}_t \mid \mathbf{x}_0)$, never how $\mathbf{x}_t$ and $\mathbf{x}_{t-1}$ belong together. Any process
-# with the right marginals will do, and the simplest one keeps the *same* noise along the whole way. From
+# $q(\mathbf{x}_t \mid \mathbf{x}_0)$, never the joint distribution of $\mathbf{x}_t$ and $\mathbf{x}_{t-1}$. Any
+# process with the right marginals will do, and the simplest one keeps the *same* noise along the whole way. From
 # $\mathbf{x}_t$ and the prediction follows an image, and from the image and the prediction follows the state at any
 # smaller $u < t$:
 #
@@ -600,10 +602,10 @@ assert torch.allclose(step.x, ours, atol=1e-4)
 # %% [markdown]
 # ### How many steps?
 #
-# An ancestral chain of fewer steps is a chain on a coarser schedule, whose $\bar\alpha$ are a subset of the thousand. The
-# network is told the original $t$. Its noise in each step may have either of two variances, "large" ($\beta_t$, the usual
-# choice) and "small" ($\tilde\beta_t$). DDIM and the two chains, scored by {term}`FID` against all real digits (lower is
-# better; {doc}`10_metrics` derives it):
+# An ancestral chain of fewer steps is a chain on a coarser schedule, whose $\bar\alpha$ are a subset of the thousand.
+# The network is told the original $t$. The noise that the chain adds in each step may have either of two variances,
+# "large" ($\beta_t$, the usual choice) and "small" ($\tilde\beta_t$). DDIM and the two chains, scored by {term}`FID`
+# against all real digits (lower is better; {doc}`10_metrics` derives it):
 
 
 # %%
@@ -697,7 +699,8 @@ viz.image_rows(list(pictures.values()), list(pictures), size=0.3)
 
 # %% [markdown]
 # And class by class: the share of samples that the classifier of digits takes for what was asked, and how different the
-# samples of a class are (mean distance between two of them in the classifier's features). To save time with 20 steps:
+# samples of a class are (mean distance between two of them in the classifier's features). To save time, DDIM takes 20
+# steps:
 
 
 # %%
@@ -726,17 +729,18 @@ pd.DataFrame(spread | {"real": [f"{v:.1f}" for v in real_spread]}).rename_axis(
 ).T
 
 # %% [markdown]
-# Guidance buys recognisable samples with diversity. Where nearly all samples are recognised without it there is
+# Guidance pays for recognisable samples with diversity. Where nearly all samples are recognised without it there is
 # nothing to buy, and only the price is paid; where they are not (look for the smallest numbers in the first row), it
-# helps. A spread above that of the real images is no diversity, but wrong digits, and losing it is no price. So its
+# helps. A spread above that of the real images is not diversity but wrong digits, and to lose it costs nothing. So its
 # best scale differs from class to class, and from method to method: {doc}`09_rivals` has the records.
 #
 # ## Clipping that acts
 #
 # Pixels lie in $[-1, 1]$; the implied image need not. `callkit` clips $\hat{\mathbf{x}}_0$ *before* the step and
 # computes the noise anew. In the DDPM code that much of this field has grown from, the clipped image is used for
-# nothing: the step's mean is formed from the unclipped one, and only the final image is clipped. That is
-# `clip_x0=False` here, as the conversion to grey levels clips in any case. How far outside is the implied image?
+# nothing: the step's mean is formed from the unclipped one, and only the final image is clipped. Here this corresponds
+# to `clip_x0=False`, since the conversion to grey levels clips the final image in any case. How far outside is the
+# implied image?
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "How far the implied image leaves [-1, 1] when nothing is clipped: mean over pixels, by timestep, for three guidance scales.", "name": "fig-unet-clip"}, "image": {"alt": "Three lines over the timestep, log axis. All fall towards t = 0. With guidance the overshoot is several times as large, and larger for the larger scale.", "classes": "dark-light"}}
 figure, axes = plt.subplots()
@@ -845,12 +849,13 @@ for name, net in {
 
 # %% [markdown]
 # A difference of the loss in its third decimal, which one would overlook in a training curve, is a large one in FID.
-# (The further training is one of 80 steps with a cold optimiser. It shows what averaging does, not that the network
-# had anything left to learn.)
+# (These 80 steps began with a fresh optimiser, whose moments were zero. They show what averaging does, not whether the
+# network had anything left to learn.)
 #
 # ```{admonition} Pitfalls
 # :class: warning
-# * **`model.eval()`.** Sampling with dropout on draws other images from the same noise, without any error. `sample` and
+# * **`model.eval()`.** Sampling with dropout on draws other images from the same noise, without raising an error.
+#   `sample` and
 #   `load_model` see to it; `ddim` does not.
 # * **Off by one.** $\bar\alpha$ has no entry for "no noise". The last step must go to $\bar\alpha = 1$; a sampler
 #   that looks up $\max(t - \Delta, 0)$ stays at $\bar\alpha_0$ and leaves a last trace of noise.

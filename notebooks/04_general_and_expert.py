@@ -72,8 +72,8 @@ W = layer.weight + B @ A
 print(f"W has {W.numel()} numbers, the expert of rank {r} has {A.numel() + B.numel()}")
 
 # %% [markdown]
-# `callkit.reserve` does this to every matrix of the U-Net's up path, with $r = \tfrac{1}{10}\min(d, k)$, the paper's
-# choice. A convolution's weight counts as the matrix of shape
+# `callkit.capacity.reserve` does this to every matrix of the U-Net's up path, with $r = \tfrac{1}{10}\min(d, k)$, the
+# paper's choice. A convolution's weight counts as the matrix of shape
 # $\text{out} \times (\text{in} \cdot k_h k_w)$. At the paper's size:
 
 # %%
@@ -291,10 +291,10 @@ viz.split_bars(fid)
 # %% [markdown]
 # On Many the two networks of CALL agree within a standard deviation. On Few, $\theta^g$ is an order of magnitude worse:
 # it takes the expert to draw minorities. How much worse differs from seed to seed (look at the standard deviation); that
-# it is worse does not. On Medium, of whose three classes one is pushed, it depends on the seed, from level with DDPM to
-# three times worse, where the paper's $\theta^g$ is somewhat ahead of DDPM. Whether the expert therefore *holds* what is
-# known about minorities, as the paper reads its Table 4, is another question, which {doc}`08_inside_the_expert`
-# puts to the test.
+# it is worse does not. On Medium, where one of the three classes is pushed, $\theta^g$ depends on the seed: it is
+# anything from level with DDPM to three times worse. (The paper's $\theta^g$ is somewhat ahead of DDPM there.) Whether
+# the expert therefore *holds* what is known about minorities, as the paper reads its Table 4, is another question,
+# which {doc}`08_inside_the_expert` puts to the test.
 #
 # Is $\theta$ better than DDPM? The same seed means the same images, timesteps and noise in training and the same noise in
 # sampling, so we may compare seed by seed:
@@ -357,9 +357,9 @@ show(
 )
 
 # %% [markdown]
-# The order stays. Few rises by about one; Medium by more, since more of its real images were trained on. But this is a
-# weak check: the copy machine below beats DDPM here, too ({doc}`10_metrics`). It only excludes that the score comes
-# from having the very same images in the reference.
+# The order stays. The FID on Few rises by about one, that on Medium by more, since more of its real images were trained
+# on. But this is a weak check: the copy machine below beats DDPM here, too ({doc}`10_metrics`). The check only rules
+# out that the score comes from having the very same images in the reference.
 #
 # Second, the share of generated images whose nearest real image is one that was trained on, beside the share that a
 # model which does not copy would have (the trained part of all real images):
@@ -387,10 +387,10 @@ for n in sorted(ours.keys() & theirs.keys()):
     print(f"seed {n}: {100 * (ours[n] - theirs[n]):+.1f}")
 
 # %% [markdown]
-# All three models sit close to their training images, on Few eight to eleven times as often as a model that does not
-# copy: with 3 images of a class that is no surprise, and CALL does not cure it. In each of the seeds $\theta$ sits
-# close to them there a little more often than DDPM, and FID rewards that. So part of the gain above may be copying;
-# {doc}`12_does_the_gain_last` takes the two apart.
+# With all three models the nearest real image is a training image more often than with a model that does not copy, on
+# Few eight to eleven times as often: with 3 images of a class that is no surprise, and CALL does not cure it. In each
+# of the seeds this happens on Few a little more often with $\theta$ than with DDPM, and FID rewards that. So part of
+# the gain above may be copying; {doc}`12_does_the_gain_last` separates the two.
 #
 # It also puts the scores into perspective. A "model" that hands out the training images of each class in turn has
 # learnt nothing, and scores (`benchmarks/evidence.json`):
@@ -413,8 +413,9 @@ viz.distance_curves(
     [r["training"]["curve"] for r in found["CALL, θ"]], bound=one["config"]["bound"]
 )
 # %% [markdown]
-# For 1,500 to 2,750 steps hardly anything parts. Then, within 500 to 750, Few rises by more than three orders of
-# magnitude to its rest point, and Medium, by its one pushed class, to a twentieth of that; Many stays as close as it was.
+# For 1,500 to 2,750 steps the predictions hardly part. Then, within 500 to 750 steps, $D$ on Few rises by more than
+# three orders of magnitude to its rest point, and on Medium, because of its one pushed class, to a twentieth of that;
+# on Many it stays as small as it was.
 # *When* it happens depends on the seed; where it ends does not.
 #
 # ```{admonition} Pitfalls

@@ -20,7 +20,8 @@
 # about eight minutes on one core. This page shows the first half minute of one.
 # **The one figure.** {numref}`fig-loss`.
 #
-# Everything that decides a run is named by five words: data set, {term}`imbalance ratio`, method, {term}`profile`, seed.
+# Unless a setting is overridden, five words name everything that decides a run: data set, {term}`imbalance ratio`,
+# method, {term}`profile`, seed.
 
 # %% tags=["parameters"]
 dataset = "digits"
@@ -129,8 +130,8 @@ viz.loss_curves(curves)
 # %% [markdown]
 # ## What is learnt when
 #
-# Samples at each checkpoint, four a class, always from the same noise. After a run to the end these are its own; this
-# page shows the run that `sweeps/progress.py` made with the same settings.
+# Samples at each checkpoint, four a class, always from the same noise. If you train to the end here, these are the
+# samples of your run; this page shows those of the run that `sweeps/progress.py` made with the same settings.
 
 # %% tags=["hide-input"]
 words = records.data_word(dataset, imbalance_ratio), method, profile, f"seed{seed}"

@@ -22,7 +22,8 @@
 #
 # The argument of the paper starts here. Majorities, it says, take up most of a network's {term}`capacity`; minorities
 # hang on few weights. If so, removing a few weights should raise the loss of minority classes most, and its figure shows
-# just that for a DDPM on CIFAR-100 with a tenth pruned. The caption leaves three choices open. We make all of them:
+# just that for a DDPM on CIFAR-100 with a tenth pruned. The caption leaves three choices open. We try every
+# combination:
 #
 # * *what is pruned*: single weights of smallest magnitude {cite:p}`han2015compression`, over the whole network (*global*)
 #   or layer by layer (*layer*), or whole filters {cite:p}`li2017pruning` (*filter*); the paper cites both works;
@@ -210,19 +211,19 @@ pd.DataFrame(
 # On training images the network fits the rarest classes as well as the common ones: it has learnt their few images by
 # heart. On the balanced set its loss on them is far higher, for most of these images are new to it. What was hardly
 # learnt has little to lose; on the rarest class layer-wise pruning even *lowers* the loss, as if it removed what had been
-# fitted to its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may show how
-# much *memorised* detail of a class the small weights carry, as much as the class's share of capacity.
+# fitted to its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may show
+# the class's share of capacity, or just as well how much *memorised* detail of the class the small weights carry.
 #
 # And rarity and digit are the same thing here: 9 is always the rarest ({doc}`02_long_tailed_data`), and some digits may
-# hang on small weights more than others, whatever their number. A network trained on balanced digits, pruned alike,
-# would tell which of the two the bars follow. We have not run it.
+# hang on small weights more than others, whatever their number. A network trained on balanced digits and pruned in the
+# same way would tell whether the bars follow rarity or the digit. We have not run it.
 #
 # This is one network, on one small data set. It does not refute the paper's figure, which was made on CIFAR-100. It says
 # that the figure cannot be read without its three choices.
 #
 # ```{admonition} Pitfalls
 # :class: warning
-# * Different noise before and after pruning buries the change: it is far smaller than the loss's own spread.
+# * Different noise before and after pruning buries the change, which is far smaller than the loss's own spread.
 # * A ratio rewards classes with a small loss. Before reading "more sensitive", look at what it is divided by.
 # ```
 #
@@ -289,12 +290,12 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# On Few it does not: in this pair of networks both lose as much. Many and Medium lose less.
+# On Few that does not show: in this pair of networks both lose equally much there. On Many and Medium CALL loses less.
 #
 # ```{solution-end}
 # ```
 #
 # **Take-away.** Whether "minorities are more sensitive to pruning" depends on the images it is measured on. On training
-# images, with a tenth pruned and all draws, our correlations are positive, most of them within chance; layer by layer at
-# other shares they are about zero or slightly negative. On the balanced set most are negative.
+# images, with a tenth pruned and the full number of draws, our correlations are positive, most of them within chance;
+# layer by layer at other shares they are about zero or slightly negative. On the balanced set most are negative.
 # **Next.** {doc}`07_a_floor_for_the_loss`: why the loss needs a bound.

@@ -61,9 +61,9 @@ viz.style()
 # \mathcal{L}(g, e) = (g + e - 1)^2 - \kappa\,e^2 .
 # ```
 #
-# Choose $g = 1 - e$: the base loss is zero for *every* $e$, and $\mathcal{L} = -\kappa e^2$. The base loss does not hold
-# the expert, since $\theta^g$ can pay for all that the expert does. So this model has no floor, whatever the learning
-# rate, the clipping or $\lambda > 0$.
+# Choose $g = 1 - e$: the base loss is zero for *every* $e$, and $\mathcal{L} = -\kappa e^2$. The base loss does not
+# hold the expert, since $\theta^g$ can compensate for all that the expert does. So this model has no floor, whatever
+# the learning rate, the clipping or $\lambda > 0$.
 #
 # At $(1, 0)$ the loss has a saddle: gradient flow leaves it exponentially, at the rate
 # $\nu = \sqrt{4 + \kappa^2} + \kappa - 2$, from
@@ -104,7 +104,7 @@ figure
 #
 # * **A slope of 1 at zero keeps the method.** While $D \ll b$ the bounded loss *is* the printed one: it leaves the saddle
 #   at the same speed, in the same direction. A bound with a smaller slope would weaken the diversity term for small
-#   distances, and with it move the class at which its sign changes.
+#   distances, and so move the class at which the sign of the allocation loss changes.
 # * **Stopping the gradient through $\theta$ does not help.** Then $e$ feels the base loss alone and $g$ is pushed away
 #   from $g + e$; but $e$ must follow to keep $g + e = 1$, and $D$ grows all the same: more slowly, at the rate
 #   $2\sqrt{1 + \kappa} - 2$ (here 2.4 and not 6), and without limit. Whether networks do so too, the runs below show.
@@ -138,12 +138,12 @@ sliders.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101
 # %% [markdown]
 # ## One eigenvalue
 #
-# The plan: the output convolution is a matrix $K$ that both predictions share. If scaling $K$ along some direction gains
-# more by $D$ than it costs in the base loss, the loss has no floor; one negative eigenvalue is such a direction.
+# The plan: the output convolution is a matrix $K$ that both predictions share. If moving $K$ along some direction gains
+# more by $D$ than it costs in the base loss, the loss has no floor; a negative eigenvalue gives such a direction.
 #
-# In a U-Net $\theta^g$ cannot pay for everything. What follows the decomposed layers, the last normalisation and the
-# output convolution, both predictions share, and a normalisation keeps its output in range however large $BA$ gets. Is
-# there a floor after all?
+# In a U-Net $\theta^g$ cannot compensate for everything. Both predictions share what follows the decomposed layers, the
+# last normalisation and the output convolution, and a normalisation keeps its output in range however large $BA$ gets.
+# Is there a floor after all?
 #
 # Let $f$ and $f^g$ be the 3 × 3 patches of features that enter the output convolution of $\theta$ and of $\theta^g$, a
 # vector for each pixel, and $K$ its kernel as a matrix. (Its bias, the same in both, we leave aside; means are over
@@ -155,9 +155,9 @@ sliders.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101
 # H = \mathbb{E}\, f f^\top - \mathbb{E}\,\kappa_y (f - f^g)(f - f^g)^\top ,
 # ```
 #
-# with $\kappa_y = \omega_\text{Div}^y - \omega_\text{Con}^y$ and, up to a factor, $H$ for its second derivatives. A
-# quadratic function has a floor only if no eigenvalue of $H$ is negative. Before anything has parted $f = f^g$, and none
-# is. Here is the smallest one in the released network, trained with the *bounded* loss, on its training images:
+# with $\kappa_y = \omega_\text{Div}^y - \omega_\text{Con}^y$; up to a factor, $H$ is its matrix of second derivatives.
+# A quadratic function has a floor only if no eigenvalue of $H$ is negative. Before anything has parted $f = f^g$, and
+# none is. Here is the smallest one in the released network, trained with the *bounded* loss, on its training images:
 
 
 # %%
@@ -213,10 +213,10 @@ output.weight.data = kernel
 pd.DataFrame(terms).T.map("{:,.2f}".format)
 
 # %% [markdown]
-# Both go with the square of $k$, the allocation loss with nearly three times the factor, and their sum has no floor. The output
-# convolution puts any gain it likes on a direction that $\theta$'s features hardly use and $\theta^g$'s do. This is a
-# fact about the loss and not about an optimiser: no learning rate and no clipping gives it a minimum. And it tells what
-# to expect of a run that takes this way: its *base* loss explodes, too.
+# Both grow in size with the square of $k$, the allocation loss downwards and with nearly three times the factor, so
+# their sum has no floor. The output convolution puts any gain it likes on a direction that $\theta$'s features hardly
+# use and $\theta^g$'s do. This is a fact about the loss and not about an optimiser: no learning rate and no clipping
+# gives it a minimum. And it tells what to expect of a run that takes this way: its *base* loss explodes, too.
 #
 # ## As printed
 #
@@ -260,7 +260,8 @@ viz.divergence_curves(curves, diverged=set(printed))
 # %% [markdown]
 # Every run of the printed loss stops before the end, at a step that depends on the seed: all of them leave the saddle,
 # and none comes back. The two-number model says the same of the stop-gradient, and the runs agree. Nor does it matter
-# whether the output convolution is decomposed as well, or left to both. In some it is the base loss that explodes first.
+# whether the output convolution is decomposed as well, or shared by both. In some runs it is the base loss that
+# explodes first.
 #
 # ## Which bound?
 #
@@ -269,12 +270,12 @@ viz.divergence_curves(curves, diverged=set(printed))
 # | form | $\varphi(D)$ | a minority rests at |
 # |---|---|---|
 # | exponential | $b\,(1 - e^{-D/b})$ | $b \ln(\omega_\text{Div}/\omega_\text{Con})$ |
-# | relative | exponential, with $b$ times the sample's base loss for $b$ | as above, lower where the noise is easy to predict (for large $b$ no floor: the base loss grows with $D$, and the bound with it) |
+# | relative | exponential, with $b$ times the sample's base loss in place of $b$ | as above, lower where the noise is easy to predict (for large $b$ no floor: the base loss grows with $D$, and the bound with it) |
 # | cap | $\min(D, b)$ | $b$, for every class with $\omega_\text{Div} > \omega_\text{Con}$ |
 # | centred | exponential, of the difference without its mean over pixels | see {doc}`08_inside_the_expert` |
 #
-# One dot per seed, of the seeds that all variants have. The table below has the mean ratio to DDPM, seed by seed, with
-# its 95 % interval ({doc}`11_ablations`):
+# One dot per seed, for the seeds that all variants have. The table below has the ratio to DDPM, taken seed by seed and
+# averaged, with its 95 % interval ({doc}`11_ablations`):
 
 # %% mystnb={"figure": {"caption": "FID of θ by split for each bound, one dot per run, θ without guidance; shaded: the range of DDPM. Records in results/.", "name": "fig-bounds"}, "image": {"alt": "Three panels, Many, Medium and Few, with a row of dots per variant. All bounds lie close together in every panel; on Few most dots lie at or left of the shaded range of DDPM.", "classes": "dark-light"}}
 variants = {
@@ -324,18 +325,19 @@ for name in variants:
 pd.DataFrame(table).T.fillna("")
 
 # %% [markdown]
-# **The authors' later setting** (diversity × 0.2, no bound) gets along without a bound because nothing parts within
-# these runs: $\theta$ and $\theta^g$ score alike, and near DDPM. Diversity × 0.2 leaves only classes 7 to 9 to be
-# pushed apart, and five to ten times less, so that a run ends before it has left the saddle. More steps might leave it;
-# there the loss has no floor either.
+# **The authors' later setting** (diversity × 0.2, no bound) gets along without a bound because the predictions do not
+# part within these runs: $\theta$ and $\theta^g$ score alike, and near DDPM. Diversity × 0.2 leaves only classes 7 to 9
+# to be
+# pushed apart, and five to ten times less, so that a run ends before it has left the saddle. More steps might take it
+# off the saddle, and beyond the saddle this loss has no floor either.
 #
 # What the bound decides is how bad $\theta^g$ becomes on minorities: from one variant to the next its FID on Few spans more
 # than an order of magnitude. What it hardly decides is $\theta$. Over two decades of $b$, and for the hard cap, $\theta$
-# stays within the scatter of seeds, and Medium does not get worse; on Many the mean is 7 or 8 % above DDPM's with $b = 1$
-# and with the stop-gradient, in each seed with the latter, but neither interval excludes 1. So the default follows from robustness and not
-# from a score: the **exponential** form, smooth where the cap has a kink, at **b = 0.1**, in the middle of the range that
-# works. (A score would be a weak reason anyway: repeating the training images has a Few FID no worse than most dots here,
-# see the copy machine in {doc}`04_general_and_expert`.)
+# stays within the scatter of seeds, and Medium does not get worse; on Many the mean is 8 % above DDPM's with $b = 1$
+# and 7 % with the stop-gradient, with the latter in each seed, but neither interval excludes 1. So the default follows
+# from robustness and not from a score: the **exponential** form, smooth where the cap has a kink, at **b = 0.1**, in
+# the middle of the range that works. (A score would be a weak reason anyway: repeating the training images has a Few
+# FID no worse than most dots here, see the copy machine in {doc}`04_general_and_expert`.)
 #
 # The stop-gradient, too, finishes once there is a bound.
 #
@@ -348,9 +350,10 @@ pd.DataFrame(table).T.fillna("")
 #
 # The paper decomposes "the upsampling part of the U-Net" at a tenth of the full rank. Its authors' later code decomposes
 # the 27 convolutions of 3 × 3 in the up path; we take every matrix there, among them those that bring in the class; one
-# can take the whole network. On the paper's network for CIFAR and at rank 1/10 these are 1,981,056 parameters, 2,515,456
-# and more. (That code also factors a convolution differently, into $3r$ columns and not $r$: 3,129,984 on those 27.) On
-# our network for digits, seed 0, rank 1/10 in the up path unless the row says otherwise, with $D$ at the end of training:
+# can take the whole network. On the paper's network for CIFAR and at rank 1/10 the experts of these three have
+# 1,981,056, 2,515,456 and more parameters. (That code also factors a convolution differently, into $3r$ columns and not
+# $r$: 3,129,984 on those 27.) On our network for digits, seed 0, rank 1/10 in the up path unless the row says
+# otherwise, with $D$ at the end of training:
 
 # %%
 sizes = {
@@ -393,9 +396,10 @@ frame
 # not part within this run. We suspected that they need the projections of the embedding, through which the class enters a
 # residual block, for the authors' choice of layers leaves these to $\theta^g$ alone. The table says otherwise. With an
 # expert in everything but the projections they part as well and as far, and $\theta^g$ fails on Few: but almost three
-# times as late, when the run is nearly over. (In seed 1 its end came first: both networks have 37 on Few.) So the
-# projections are the quick way off the saddle and not the only one, and 6,000 steps may just be too few for convolutions
-# alone. (In the up path a higher rank parts sooner, in each of three seeds, and the whole network soonest.)
+# times as late, when the run is nearly over. (In seed 1 the run ended before they parted: $\theta$ and $\theta^g$ both
+# have an FID of 37 on Few.) So the projections are the quick way off the saddle and not the only one, and 6,000 steps
+# may just be too few for convolutions alone. (In the up path a higher rank parts sooner, in each of three seeds, and
+# the whole network soonest.)
 #
 # The row of the **projections alone** says more. Four small matrices do what the default does: the branches part as far,
 # at the same time or up to 1,250 steps later, $\theta^g$ fails on the minorities and is as good on Many, and $\theta$ is
@@ -422,9 +426,10 @@ by_seed[both.reindex(by_seed.index.get_level_values(0)).values].map(
 )
 
 # %% [markdown]
-# Such an expert adds, in each of four blocks, a mixture of two or four fixed vectors to all pixels alike. It cannot hold
-# what a digit looks like, and the loss is content. {doc}`08_inside_the_expert` takes the default's expert apart, and finds
-# that it does little else. As for $\theta$, none of these rows stands out from the scatter of seeds above.
+# Such an expert adds, in each of four blocks, a mixture of two or four fixed vectors to all pixels alike. It cannot
+# hold what a digit looks like, and it satisfies the loss all the same. {doc}`08_inside_the_expert` takes the default's
+# expert apart, and finds that it does little else. As for $\theta$, none of these rows stands out from the scatter of
+# seeds above.
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -445,8 +450,8 @@ by_seed[both.reindex(by_seed.index.get_level_values(0)).values].map(
 # ```
 #
 # Below $b$ the slope of the loss in $D$ is $\omega_\text{Con} - \omega_\text{Div} < 0$, above it is $\omega_\text{Con} > 0$. The
-# minimum is at $D = b$ exactly, where the slope jumps: the step never gets smaller, and the class rattles about $b$. And
-# every minority rests at the same distance, however rare it is:
+# minimum is at $D = b$ exactly, where the slope jumps: the gradient does not shrink towards it, and $D$ oscillates
+# about $b$. And every minority rests at the same distance, however rare it is:
 
 # %%
 D = torch.linspace(0, 0.3, 301)

@@ -58,8 +58,8 @@ schedule, splits = NoiseSchedule(), data.splits(real.train.counts)
 #
 # ## 1 · How much of the loss pushes?
 #
-# An average training image multiplies $D$ by $\omega_\text{Con} - \omega_\text{Div}$ of its class. Summed over the images
-# of each class, and divided by all images:
+# Near $D = 0$ the allocation loss multiplies the $D$ of a training image by $\omega_\text{Con} - \omega_\text{Div}$ of
+# its class. The sum of these coefficients over the images of each class, divided by the number of all images:
 
 # %% mystnb={"figure": {"caption": "Coefficient of the distance D in the allocation loss, by class, weighted by how often the class is drawn. Axis linear within ±0.01, logarithmic beyond.", "name": "fig-signed-mass"}, "image": {"alt": "Bars by class: the first five are positive, between more than 1 and a few hundredths; the last five are negative and at most a few hundredths deep.", "classes": "dark-light"}}
 mass = probes.signed_mass(real.train.counts)
@@ -93,8 +93,8 @@ scales = [0.0, 0.25, 0.5, 0.75, 1.0]
 points = list(probes.dial(model, real, scales, per_class))
 viz.dial_curves(scales, {s: [p.scores[s]["fid"] for p in points] for s in splits})
 # %% [markdown]
-# Many does not move; Few falls twentyfold, most of it between a half and three quarters of the expert, and little after.
-# That looks like a switch more than like a store.
+# Many does not move; Few falls twentyfold, most of it (as a ratio: the axis is logarithmic) between a half and three
+# quarters of the expert, and little after. That looks like a switch more than like a store.
 #
 # ## 4 · The shape of the expert
 #
@@ -191,13 +191,14 @@ shown = {
 }
 viz.image_rows(list(shown.values()), list(shown))
 # %% [markdown]
-# A random expert repairs nothing. With the singular values of the trained one that says little, for it hardly changes the
-# prediction. Scaled up, it changes it on Few as much as the trained one, leaves the FID there about where it was, and
-# ruins Many and Medium, for it cannot tell classes apart. So the directions matter. But one number for each class undoes
-# a good part of what separates $\theta^g$ from $\theta$ on Few, by FID though not to the eye, and one direction in each
-# of a few small matrices nearly all of it. Neither can hold what a 9 looks like. Rank one gives each block *one* fixed
-# vector, times a number that depends on class and time; all classes share the vector and differ in the number alone. A
-# few such vectors cannot draw five digits. But four projections make four numbers a class, which could be enough to
+# A random expert repairs nothing. At the singular values of the trained one that says little, for it hardly changes the
+# prediction. Scaled up, the random expert changes the prediction on Few as much as the trained one does, leaves the FID
+# there about where it was, and ruins Many and Medium, for it cannot tell classes apart. So the directions matter. But
+# one number for each class undoes a good part of what separates $\theta^g$ from $\theta$ on Few, by FID though not to
+# the eye, and one direction in each of a few small matrices nearly all of it. Neither can hold what a 9 looks like.
+# Rank one gives each block *one* fixed vector, times a number that depends on class and time; all classes share the
+# vector and differ in the number alone. A few such vectors cannot draw five digits. But four projections make four
+# numbers a class, which could be enough to
 # *select* one of five digits, for $W^g$ to draw. Here they are: each is a direction's singular value times what the
 # direction reads off the embedding, and multiplies a vector of length one. Signs are such that the rarest class has
 # positive ones.
@@ -220,12 +221,13 @@ pd.DataFrame(rows).rename_axis("class").T
 
 # %% [markdown]
 # For the majorities they are small. For the five minorities the four numbers are nearly one pattern times a strength of
-# each class: a table of rank one holds 99 % of their squares. And a strength cannot say *which* digit. But for the
-# projection that does least, 8 and 9 have almost the same; which of the two has the larger ones even depends on $t$. So
-# these directions have next to nothing by which to tell 8 from 9. They say *how much*, not *which*. What makes an 8 of
-# the one and a 9 of the other is in what both networks have, $W^g$ and the layers before it. **In this run $\theta^g$
-# knows the minorities.** It adds a constant to the noise when it hears their class, and the expert's main work is to
-# take that constant away again.
+# each class: a table of rank one holds 99 % of the sum of their squares. And a strength cannot say *which* digit.
+# Except in the projection that does least, 8 and 9 have almost the same numbers; which of the two has the larger ones
+# even depends on $t$. So
+# these directions have next to nothing by which to tell 8 from 9. They say *how much*, not *which*. What turns the one
+# into an 8 and the other into a 9 is in what both networks have, $W^g$ and the layers before it. **In this run
+# $\theta^g$ knows the minorities.** It adds a constant to its noise prediction when it is told their class, and the
+# expert's main work is to take that constant away again.
 #
 # ## 6 · Is a minority easier to recognise?
 #
@@ -249,10 +251,11 @@ auc = {
 }
 viz.probe_curves(probe_timesteps, auc)
 # %% [markdown]
-# It does not: without a class to hear, $\theta$ and $\theta^g$ have the same features, and DDPM's are a
-# little better, in this one pair of runs. Read no more into it. An expert that acts only when it hears a class cannot show here, whatever it holds; and under Null, which
-# stands for all classes in turn, the loss as a whole pulls the two predictions together (the first figure). So this rules
-# out that $\theta$ recognises minorities unasked, and it cannot tell knowledge from a switch. The repairs above can.
+# It does not: when no class is given, $\theta$ and $\theta^g$ have the same features, and DDPM's are a little better,
+# in this one pair of runs. Read no more into it. An expert that acts only when a class is given cannot show here,
+# whatever it holds; and under Null, which stands for all classes in turn, the loss as a whole pulls the two predictions
+# together (the first figure). So this probe rules out that $\theta$ recognises minorities without being told the class,
+# and it cannot tell knowledge from a switch. The repairs above can.
 #
 # ## 7 · What if a constant gains nothing?
 #
@@ -282,16 +285,17 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # With `centred` $\theta^g$ parts all the same, by something else than a constant. ($D$ in these rows is that of the
 # centred difference. It ends where the default's does because the rest point is a matter of counts and $b$.) But
-# $\theta^g$ does not always fail on minorities now: it is at 481, 21 and 120, and in seed 1 the network *without* its
-# expert is ahead of the one with it, and of DDPM. With b = 0.01 the same seed does it again, by less. So parting in $D$
-# need not make $\theta^g$ bad.
+# $\theta^g$ does not always fail on minorities now: its FID on Few is 481, 21 and 120, and in seed 1 the network
+# *without* its expert is ahead of the one with it, and of DDPM. With b = 0.01 the same happens in the same seed, by
+# less. So parting in $D$ need not make $\theta^g$ bad.
 #
 # ## What follows
 #
-# * *$\theta^g$ fails on minorities while $\theta$ does not* is a way to do what the loss asks for, to differ. That alone
-#   does not show that knowledge moved. Only controls like those above can, and here they say that little did.
-# * Nor does it follow from a large $D$, as the last table shows. There $\theta$ cannot be told from the default's
-#   ({numref}`fig-bounds`), whatever $\theta^g$ draws.
+# * *$\theta^g$ fails on minorities while $\theta$ does not* is one way for the two to differ, and to differ is what the
+#   loss asks for. That alone does not show that knowledge moved. Only controls like those above can, and here they say
+#   that little did.
+# * Nor does a large $D$ imply that $\theta^g$ fails on minorities, as the last table shows. In its runs $\theta$ cannot
+#   be told from the default's ({numref}`fig-bounds`), whatever $\theta^g$ draws.
 # * An expert that *can* hold no image does the same: with the embedding projections alone decomposed the predictions part
 #   as far, $\theta^g$ fails on Few, and $\theta$ is on Few nearly as good ({doc}`07_a_floor_for_the_loss`, in three seeds).
 # * That $\theta$ can still be better on Few than DDPM ({doc}`04_general_and_expert`) is a separate observation, and needs
@@ -306,7 +310,7 @@ pd.DataFrame(rows).T
 #   knowledge.
 # * A control must match what it stands for in *effect*: with the same singular values our random expert moves the
 #   prediction hundreds of times less than the trained one.
-# * A mean with its deviation can hide the run that contradicts you. Few runs can be shown one by one.
+# * A mean with its deviation can hide the run that contradicts you. If there are only a few runs, show them one by one.
 # ```
 #
 # ## Exercises
@@ -324,7 +328,8 @@ pd.DataFrame(rows).T
 # A constant needs no information about $\mathbf{x}_t$ or $t$, only the class, and the class enters through
 # `emb`, the projections of the embedding, which add a vector to all pixels alike. One direction in one of them that
 # answers to minority classes is enough to make *a* constant; the layers behind it pass it on. And a matrix of rank one
-# can undo it. This run spread its own over two or three projections, so one of them repairs only part (next exercise).
+# can undo it. This run spread its constant over two or three projections, so one of them repairs only part (next
+# exercise).
 
 # %%
 print([name for name in expert_weights(model) if name.endswith("emb")])
