@@ -243,7 +243,7 @@ def add_table(commands) -> None:
         choices=("fid", "kid", "recall", "precision", "is"),
         help="of the table by split (default: %(default)s)",
     )
-    instead.add_argument("--paper", type=int, choices=records.PAPER_TABLES, help="set ours beside this paper's table")
+    instead.add_argument("--paper", type=int, choices=records.PAPER_TABLES, help="the paper's table to set ours beside")
     instead.add_argument("--out", type=Path, help="write every table and result figure to this folder instead")
     p.set_defaults(command=table)
 

@@ -19,8 +19,8 @@
 # have met a diffusion model before. **Time.** 5 minutes to read, less than a minute to run on a laptop. **The one
 # figure.** {numref}`fig-quickstart`.
 #
-# Two small diffusion models come with this book. Both were trained on handwritten digits of which there are 174 zeros but
-# only 3 nines ({doc}`02_long_tailed_data`). One is an ordinary *denoising diffusion probabilistic model*, DDPM
+# Two small diffusion models come with this book. Both were trained on handwritten digits of which there are 174 zeros
+# but only 3 nines ({doc}`02_long_tailed_data`). One is an ordinary *denoising diffusion probabilistic model*, DDPM
 # {cite:p}`ho2020ddpm`. The other was trained with CALL {cite:p}`call2025`, which keeps two sets of parameters in one
 # network:
 #
@@ -112,8 +112,8 @@ viz.class_columns(
 # though not always right: from this noise one of the two 8s comes out as a 1, as with DDPM. (Without the expert a 5
 # washes out, too. Its class has 19 images, and the loss also counts it as rare: {doc}`04_general_and_expert`.) On the
 # common digits the expert changes next to nothing. That is the division of labour that the method asks for, and
-# {doc}`04_general_and_expert` measures it. Whether what the network knows about rare digits therefore sits in $\theta^e$
-# is another question, that of {doc}`08_inside_the_expert`.
+# {doc}`04_general_and_expert` measures it. Whether what the network knows about rare digits therefore sits in
+# $\theta^e$ is another question, that of {doc}`08_inside_the_expert`.
 #
 # DDPM and CALL cannot be told apart by eye. By {term}`FID`, where less is better, CALL is ahead by a seventh on these
 # rare digits, in the mean over seeds; {doc}`12_does_the_gain_last` shows when it is not.
@@ -124,9 +124,9 @@ viz.class_columns(
 #
 # ## The expert dial
 #
-# CALL stores a weight matrix as $W = W^g + BA$: a full matrix, and a product of two thin ones, the expert. So the expert
-# can also be turned up gradually, $W^g + s\,BA$, from $s = 0$ ($\theta^g$) to $s = 1$ ($\theta$).
-# `expert_scale` does so on a network that keeps its decomposition. Move the slider:
+# CALL stores a weight matrix as $W = W^g + BA$: a full matrix, and a product of two thin ones, the expert. So the
+# expert can also be turned up gradually, $W^g + s\,BA$, from $s = 0$ ($\theta^g$) to $s = 1$ ($\theta$). `expert_scale`
+# does so on a network that keeps its decomposition. Move the slider:
 
 # %%
 from callkit import metrics
@@ -165,8 +165,8 @@ sliders.explore(
 #
 # ## Train one yourself
 #
-# From the repository's folder, after `source .venv/bin/activate`, with a progress bar and a checkpoint that a second call
-# goes on from:
+# From the repository's folder, after `source .venv/bin/activate`, with a progress bar and a checkpoint that a second
+# call goes on from:
 #
 # ```bash
 # python -m callkit train --dataset digits --imbalance-ratio 50 --method call --profile cpu --seed 0
@@ -192,8 +192,8 @@ sliders.explore(
 # :class: dropdown
 # ```
 #
-# Training only ever saw $s = 0$ and $s = 1$. Beyond 1 the network extrapolates. It still draws digits: the 6 and the 7 as
-# crisp as before, the 8 and the 9, from five images and three, more uneven.
+# Training only ever saw $s = 0$ and $s = 1$. Beyond 1 the network extrapolates. It still draws digits: the 6 and the 7
+# as crisp as before, the 8 and the 9, from five images and three, more uneven.
 
 # %% mystnb={"image": {"alt": "Four rows of four samples of the rarest digits with the expert doubled.", "classes": "dark-light"}}
 with expert_scale(reserved, 2.0):
@@ -223,5 +223,5 @@ viz.image_rows(pair, ["θᵍ", "θ"])
 # ```{solution-end}
 # ```
 #
-# **Take-away.** One network, two sets of parameters, and a dial between them.
-# **Next.** {doc}`01_two_dimensions`: a diffusion model in the plane, where the right answer is known.
+# **Take-away.** One network, two sets of parameters, and a dial between them. **Next.** {doc}`01_two_dimensions`: a
+# diffusion model in the plane, where the right answer is known.

@@ -179,8 +179,8 @@ def add_noise(x0, t, eps):
 
 
 # %% [markdown]
-# `callkit.diffusion.NoiseSchedule` is the same for images, tensors of shape $(B, \text{channels}, h, w)$. A point of the
-# plane is an image of one pixel with two channels:
+# `callkit.diffusion.NoiseSchedule` is the same for images, tensors of shape $(B, \text{channels}, h, w)$. A point of
+# the plane is an image of one pixel with two channels:
 
 # %%
 schedule = NoiseSchedule()
@@ -209,8 +209,8 @@ assert torch.allclose(schedule.q_sample(image(truth), t, image(eps)), image(x_t)
 # $$
 #
 # and of the deviation $\mathbf{x}_t - a_t \mu_k$ the share $\sigma_t^2 / v_t$ would be due to the noise, so
-# $\mathbb{E}[\sigma_t \epsilon \mid \mathbf{x}_t, k] = \frac{\sigma_t^2}{v_t} (\mathbf{x}_t - a_t \mu_k)$. We do not know $k$, but
-# Bayes' rule gives its probabilities $w_k$. Averaging over them,
+# $\mathbb{E}[\sigma_t \epsilon \mid \mathbf{x}_t, k] = \frac{\sigma_t^2}{v_t} (\mathbf{x}_t - a_t \mu_k)$. We do not
+# know $k$, but Bayes' rule gives its probabilities $w_k$. Averaging over them,
 #
 # ```{math}
 # :label: eq-plane-exact
@@ -276,8 +276,8 @@ for name, f in {
 # largest are chance, and a wrong factor in $\epsilon^*$ would show as tens of them.
 #
 # Move the slider from clean points to noise. On the right is the direction $-\epsilon^*$ in which the rarest class is
-# denoised. In heavy noise all arrows point to the origin, to which $a_t$ has shrunk every class; as noise falls they find
-# first the class, then its shape.
+# denoised. In heavy noise all arrows point to the origin, to which $a_t$ has shrunk every class; as noise falls they
+# find first the class, then its shape.
 
 # %% tags=["hide-input"]
 axis = torch.linspace(-2.6, 2.6, 14)
@@ -437,7 +437,8 @@ print(f"{sum(p.numel() for p in Net().parameters()):,} parameters")
 # %% [markdown]
 # ## The loss, and its floor
 #
-# The loss draws a timestep and a noise for each point and compares the prediction with the noise, {eq}`eq-ddpm`. By hand:
+# The loss draws a timestep and a noise for each point and compares the prediction with the noise, {eq}`eq-ddpm`. By
+# hand:
 
 
 # %%
@@ -496,8 +497,8 @@ def excess_risk(model):
 # %% [markdown]
 # ## Training
 #
-# One function trains all networks of this page. A tenth of the labels is dropped, that is, replaced by Null, so that the
-# network also learns to predict without a class. {term}`Guidance <guidance scale>` {cite:p}`ho2022cfg` needs that
+# One function trains all networks of this page. A tenth of the labels is dropped, that is, replaced by Null, so that
+# the network also learns to predict without a class. {term}`Guidance <guidance scale>` {cite:p}`ho2022cfg` needs that
 # ({doc}`03_unet_and_ddim`): it moves a prediction further away from Null's. The lines under `if rank` and `if lam` are
 # all that CALL adds; we come to them below. `endless` and `balanced` are for two separate experiments. On a first
 # reading skip all four of these arguments.
@@ -660,9 +661,9 @@ by_class({"memoriser": excess_risk(memoriser), "DDPM": risk["DDPM"][0]}, digits=
 # %% [markdown]
 # ### Few points, or few gradients?
 #
-# A rare class suffers twice: it brings few *different* points, and it has a small share of every batch. On images the two
-# are hard to tell apart. Here it is easy. The truth supplies as many points as we like, so we can train with *fresh*
-# points in every batch; and we can draw *balanced* batches, in which all classes are equally frequent. Seed 0:
+# A rare class suffers twice: it brings few *different* points, and it has a small share of every batch. On images the
+# two are hard to tell apart. Here it is easy. The truth supplies as many points as we like, so we can train with
+# *fresh* points in every batch; and we can draw *balanced* batches, in which all classes are equally frequent. Seed 0:
 
 # %%
 comparison = {
@@ -880,12 +881,12 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# Read the changes on Few with their signs and sizes. In the excess risk, what $\theta$ gains over DDPM, and over the same
-# network without the allocation loss, is small compared with the gap between head and tail, with what balanced batches
-# do, and with the differences between seeds. On Many the change is larger in proportion and has one sign, that of a
-# gain, in all seeds, perhaps because of the consistency term, whose weight is largest there. In the distance of the
-# samples to the truth CALL is ahead of both on Few, in each seed, by anything from a hundredth, which is far within the
-# luck of drawing, to a fifth. The two measures need not agree: the risk weighs all points and timesteps alike, a
+# Read the changes on Few with their signs and sizes. In the excess risk, what $\theta$ gains over DDPM, and over the
+# same network without the allocation loss, is small compared with the gap between head and tail, with what balanced
+# batches do, and with the differences between seeds. On Many the change is larger in proportion and has one sign, that
+# of a gain, in all seeds, perhaps because of the consistency term, whose weight is largest there. In the distance of
+# the samples to the truth CALL is ahead of both on Few, in each seed, by anything from a hundredth, which is far within
+# the luck of drawing, to a fifth. The two measures need not agree: the risk weighs all points and timesteps alike, a
 # sampler adds up its errors along one path. To tell a gain of this size from no gain takes more seeds than a page can
 # run. The allocation itself is large: $\theta^g$ is wrong, by a factor of ten or so, on just the classes that it was
 # asked to be wrong on. To allocate is one thing and to improve another. The other chapters measure how this is on
@@ -934,8 +935,8 @@ viz.divergence_curves(
 # ```
 #
 # {eq}`eq-plane-exact` with one component: $\epsilon^* = \frac{\sigma_t}{v_t} (\mathbf{x}_t - a_t \mu)$. The slope is
-# $\operatorname{Cov}(\epsilon, \mathbf{x}_t) / \operatorname{Var}(\mathbf{x}_t) = \sigma_t / (a_t^2 \rho^2 + \sigma_t^2)$,
-# which also is the slope of least squares.
+# $\operatorname{Cov}(\epsilon, \mathbf{x}_t) / \operatorname{Var}(\mathbf{x}_t) = \sigma_t / (a_t^2 \rho^2 +
+# \sigma_t^2)$, which also is the slope of least squares.
 
 # %%
 n, std = 100_000, 0.5
@@ -1039,5 +1040,5 @@ for name, curve in {
 # ```
 #
 # **Take-away.** With few points of a class a network blurs it, or with enough capacity copies it. CALL makes $\theta^g$
-# wrong about such classes, here mostly by a shift, and its expert shifts them back.
-# **Next.** {doc}`../book/method`, on one page; then {doc}`02_long_tailed_data`, the same tail in images.
+# wrong about such classes, here mostly by a shift, and its expert shifts them back. **Next.** {doc}`../book/method`, on
+# one page; then {doc}`02_long_tailed_data`, the same tail in images.

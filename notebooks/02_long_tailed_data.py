@@ -39,8 +39,8 @@ imbalance_ratio = 50
 # ```
 #
 # images: each class is smaller than the one before by the same *factor*, and the last is about $\mathrm{IR}$ times
-# smaller than the first. (About, because of the rounding down: our digits at $\mathrm{IR} = 50$ keep 174 and 3 images, a
-# factor of
+# smaller than the first. (About, because of the rounding down: our digits at $\mathrm{IR} = 50$ keep 174 and 3 images,
+# a factor of
 # 58. Sets are named by the $\mathrm{IR}$ of the rule.)
 #
 # ```{margin} In the paper
@@ -71,8 +71,8 @@ counts_by_hand(5000, 10, 100)  # CIFAR-10 at IR 100
 # %% [markdown]
 # `callkit.data` holds the same line with checks around it, and the data sets by name. The book's default is
 # scikit-learn's handwritten digits {cite:p}`alpaydin1998digits`: 8 × 8 pixels, ten classes, 1,797 images, and small
-# enough to train a diffusion model on a laptop in minutes. Its classes have 174 to 183 images; $N_{\max}$ is the least of
-# these, so that any class could be the largest.
+# enough to train a diffusion model on a laptop in minutes. Its classes have 174 to 183 images; $N_{\max}$ is the least
+# of these, so that any class could be the largest.
 
 # %%
 viz.style()
@@ -156,8 +156,8 @@ for c in (0, real.full.num_classes - 1):
 
 # %% [markdown]
 # Every *image* is seen equally often. What differs is how much of the batch's gradient a *class* has, and how many
-# different images it brings. Both put rare classes at a disadvantage. That the
-# model therefore spends its {term}`capacity` on the majority is the paper's thesis; {doc}`06_who_gets_the_capacity` and
+# different images it brings. Both put rare classes at a disadvantage. That the model therefore spends its
+# {term}`capacity` on the majority is the paper's thesis; {doc}`06_who_gets_the_capacity` and
 # {doc}`08_inside_the_expert` test it.
 #
 # ## Which images we compare with
@@ -194,8 +194,8 @@ for name, classes in splits.items():
 # :class: dropdown
 # ```
 #
-# With $u = c/(C-1)$ spread evenly over $[0, 1]$, the mean of $\mathrm{IR}^{-u}$ is
-# $\int_0^1 \mathrm{IR}^{-u}\,du = (1 - 1/\mathrm{IR}) / \ln \mathrm{IR}$.
+# With $u = c/(C-1)$ spread evenly over $[0, 1]$, the mean of $\mathrm{IR}^{-u}$ is $\int_0^1 \mathrm{IR}^{-u}\,du =
+# (1 - 1/\mathrm{IR}) / \ln \mathrm{IR}$.
 
 # %%
 print("many classes:", (1 - 1 / 100) / np.log(100))

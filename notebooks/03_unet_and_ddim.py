@@ -207,8 +207,9 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # \end{aligned}
 # ```
 #
-# The bound's last step, from $\mathbf{x}_1$ to the image, has this form too: at $t = 1$ the mean of {eq}`eq-unet-mean` is
-# $\mathbf{x}_0$ itself. The whole model is a regression of noise, with a weight for each timestep. A check of the algebra, term against term:
+# The bound's last step, from $\mathbf{x}_1$ to the image, has this form too: at $t = 1$ the mean of {eq}`eq-unet-mean`
+# is $\mathbf{x}_0$ itself. The whole model is a regression of noise, with a weight for each timestep. A check of the
+# algebra, term against term:
 
 # %%
 alpha, before = 1 - betas, torch.cat([torch.ones(1), alpha_bar[:-1]])
@@ -300,10 +301,9 @@ figure
 # ## The network
 #
 # The prediction must have the shape of the image, know fine detail (what is the noise at this pixel?) and coarse
-# content
-# (which digit is it?). A U-Net {cite:p}`ronneberger2015unet` has both: a *down* path that halves the image and widens
-# the features, an {term}`up path` that reverses it, and {term}`skip connections <skip connection>` that hand each
-# feature map of the one to the other. Its blocks are those of wide residual networks {cite:p}`zagoruyko2016wrn`.
+# content (which digit is it?). A U-Net {cite:p}`ronneberger2015unet` has both: a *down* path that halves the image and
+# widens the features, an {term}`up path` that reverses it, and {term}`skip connections <skip connection>` that hand
+# each feature map of the one to the other. Its blocks are those of wide residual networks {cite:p}`zagoruyko2016wrn`.
 # At some resolutions a block ends with {term}`attention`: each pixel asks all others a question, a *query*, compares it
 # with the *key* that each of them offers, and takes in a mean of their *values*, in which those count most whose key
 # fits. A convolution of 3 × 3 sees neighbours alone; attention lets distant parts of an image agree.
@@ -682,9 +682,9 @@ pd.DataFrame(table).T.rename_axis("steps", axis=1)
 # + s\, \bigl( \epsilon_\theta(\mathbf{x}_t, t, y) - \epsilon_\theta(\mathbf{x}_t, t, \text{Null}) \bigr) .
 # ```
 #
-# In this book $s = 1$ is none, 0 is unconditional, and a {term}`guidance scale` above 1 sharpens the class. CBDM, OC and
-# the code of the paper's later version, {cite:t}`hong2026cm`, write $1 + w$ for $s$: their $w = 1.5$ is our 2.5. What it
-# does to the samples, from the same noise in each column:
+# In this book $s = 1$ is none, 0 is unconditional, and a {term}`guidance scale` above 1 sharpens the class. CBDM, OC
+# and the code of the paper's later version, {cite:t}`hong2026cm`, write $1 + w$ for $s$: their $w = 1.5$ is our 2.5.
+# What it does to the samples, from the same noise in each column:
 
 # %%
 pictures = {}

@@ -73,8 +73,8 @@ print(f"W has {W.numel()} numbers, the expert of rank {r} has {A.numel() + B.num
 
 # %% [markdown]
 # `callkit.capacity.reserve` does this to every matrix of the U-Net's up path, with $r = \tfrac{1}{10}\min(d, k)$, the
-# paper's choice. A convolution's weight counts as the matrix of shape
-# $\text{out} \times (\text{in} \cdot k_h k_w)$. At the paper's size:
+# paper's choice. A convolution's weight counts as the matrix of shape $\text{out} \times (\text{in} \cdot k_h k_w)$. At
+# the paper's size:
 
 # %%
 network = reserve(UNet(in_channels=3, num_classes=10))
@@ -85,9 +85,9 @@ print(
 )
 
 # %% [markdown]
-# Two operations follow. `expert_scale(model, s)` computes with $W^g + s\,BA$ inside a `with` block: 0 is $\theta^g$, 1 is
-# $\theta$. `merge(model)` returns a plain network with $W^g + BA$ stored in place of $W$. It has the size and the speed
-# of a network that was never decomposed, and it computes the same thing:
+# Two operations follow. `expert_scale(model, s)` computes with $W^g + s\,BA$ inside a `with` block: 0 is $\theta^g$, 1
+# is $\theta$. `merge(model)` returns a plain network with $W^g + BA$ stored in place of $W$. It has the size and the
+# speed of a network that was never decomposed, and it computes the same thing:
 
 # %%
 toy = reserve(
@@ -114,8 +114,8 @@ with torch.no_grad():
 #
 # ## Allocating it
 #
-# Structure alone allocates nothing: trained with the usual loss, $W^g$ and $BA$ just share the work. CALL adds a loss on
-# the distance between the two predictions,
+# Structure alone allocates nothing: trained with the usual loss, $W^g$ and $BA$ just share the work. CALL adds a loss
+# on the distance between the two predictions,
 #
 # ```{math}
 # :label: eq-distance
@@ -145,7 +145,8 @@ omega_con, omega_div = class_weights(counts)
 viz.class_weights(omega_con, omega_div)
 # %% [markdown]
 # The {term}`imbalance ratio` decides how far apart they get, but not where they cross: with counts that fall by a
-# constant factor, the two are mirror images of each other, but for the rounding of small counts, and meet in the middle.
+# constant factor, the two are mirror images of each other, but for the rounding of small counts, and meet in the
+# middle.
 
 
 # %% tags=["hide-input"]
@@ -168,8 +169,8 @@ sliders.explore(
 # %% [markdown]
 # ### The loss as printed has no floor
 #
-# Look at one class with $\omega_\text{Con} < \omega_\text{Div}$. Its term is $-(\omega_\text{Div} - \omega_\text{Con}) D$
-# with a fixed positive bracket, and nothing bounds $D$ from above: pushing the predictions twice as far apart gains
+# Look at one class with $\omega_\text{Con} < \omega_\text{Div}$. Its term is $-(\omega_\text{Div} - \omega_\text{Con})
+# D$ with a fixed positive bracket, and nothing bounds $D$ from above: pushing the predictions twice as far apart gains
 # four times as much. The base loss only holds $\theta$ in place; $\theta^g$ can run away, and takes the shared weights
 # along. {doc}`07_a_floor_for_the_loss` shows that nothing else holds it.
 #
@@ -211,10 +212,10 @@ head_and_tail = torch.tensor([0, len(counts) - 1])
 loss(eps, eps_general, head_and_tail)
 
 # %% [markdown]
-# Two pairs of random predictions, of the most common class and of the rarest. The first pays 3.6 times its distance. The
-# second is far beyond its rest point: it has gained all that the bound lets it gain, about $0.1\,\omega_\text{Div}$, and
-# feels a small pull back. An image whose label was dropped, for guidance, keeps the weights of its true class, though
-# both predictions are then Null's; the paper does not say.
+# Two pairs of random predictions, of the most common class and of the rarest. The first pays 3.6 times its distance.
+# The second is far beyond its rest point: it has gained all that the bound lets it gain, about
+# $0.1\,\omega_\text{Div}$, and feels a small pull back. An image whose label was dropped, for guidance, keeps the
+# weights of its true class, though both predictions are then Null's; the paper does not say.
 #
 # A training step does not cost twice as much: the expert sits in the up path, so `UNet.forward_both` encodes once and
 # decodes twice, with the same dropout masks. With `branch_share=0.5` only half of the images, drawn with chances in
@@ -290,14 +291,14 @@ show(fid)
 viz.split_bars(fid)
 # %% [markdown]
 # On Many the two networks of CALL agree within a standard deviation. On Few, $\theta^g$ is an order of magnitude worse:
-# it takes the expert to draw minorities. How much worse differs from seed to seed (look at the standard deviation); that
-# it is worse does not. On Medium, where one of the three classes is pushed, $\theta^g$ depends on the seed: it is
+# it takes the expert to draw minorities. How much worse differs from seed to seed (look at the standard deviation);
+# that it is worse does not. On Medium, where one of the three classes is pushed, $\theta^g$ depends on the seed: it is
 # anything from level with DDPM to three times worse. (The paper's $\theta^g$ is somewhat ahead of DDPM there.) Whether
 # the expert therefore *holds* what is known about minorities, as the paper reads its Table 4, is another question,
 # which {doc}`08_inside_the_expert` puts to the test.
 #
-# Is $\theta$ better than DDPM? The same seed means the same images, timesteps and noise in training and the same noise in
-# sampling, so we may compare seed by seed:
+# Is $\theta$ better than DDPM? The same seed means the same images, timesteps and noise in training and the same noise
+# in sampling, so we may compare seed by seed:
 
 # %%
 difference = {
@@ -318,9 +319,9 @@ print("FID of CALL, θ over that of DDPM: mean over seeds and 95 % interval")
 pd.DataFrame([interval], index=["CALL, θ / DDPM"])
 
 # %% [markdown]
-# On Few and overall CALL is better in each of the pairs, and the intervals lie below 1; on Many and Medium the signs are
-# mixed, and the intervals hold 1: there it makes no difference that could be told. {doc}`11_ablations` derives the
-# interval, and {doc}`15_report` asks it of every claim. It covers the luck of training, on *one* training set and
+# On Few and overall CALL is better in each of the pairs, and the intervals lie below 1; on Many and Medium the signs
+# are mixed, and the intervals contain 1: there it makes no difference that could be told. {doc}`11_ablations` derives
+# the interval, and {doc}`15_report` asks it of every claim. It covers the luck of training, on *one* training set and
 # without guidance. {doc}`12_does_the_gain_last` asks what becomes of it with guidance, in longer training and on other
 # data; most of it goes. And re-sampling, a simpler method, gains more ({doc}`09_rivals`).
 #
@@ -415,8 +416,7 @@ viz.distance_curves(
 # %% [markdown]
 # For 1,500 to 2,750 steps the predictions hardly part. Then, within 500 to 750 steps, $D$ on Few rises by more than
 # three orders of magnitude to its rest point, and on Medium, because of its one pushed class, to a twentieth of that;
-# on Many it stays as small as it was.
-# *When* it happens depends on the seed; where it ends does not.
+# on Many it stays as small as it was. *When* it happens depends on the seed; where it ends does not.
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -437,9 +437,9 @@ viz.distance_curves(
 # :class: dropdown
 # ```
 #
-# With $N_c = N/C$: $\omega_\text{Con} = C\,(N/C)/N = 1$ and $\omega_\text{Div} = C / \bigl((N/C)\, C\, (C/N)\bigr) = 1$.
-# The printed loss vanishes for every $D$. The bounded one is $D - \varphi_b(D) \approx D^2/2b \ge 0$: it vanishes at
-# $D = 0$ and to first order, and pulls the two predictions together once they differ by about $b$.
+# With $N_c = N/C$: $\omega_\text{Con} = C\,(N/C)/N = 1$ and $\omega_\text{Div} = C / \bigl((N/C)\, C\, (C/N)\bigr) =
+# 1$. The printed loss vanishes for every $D$. The bounded one is $D - \varphi_b(D) \approx D^2/2b \ge 0$: it vanishes
+# at $D = 0$ and to first order, and pulls the two predictions together once they differ by about $b$.
 
 # %%
 class_weights([50] * 10)
@@ -476,5 +476,4 @@ print(
 # ```
 #
 # **Take-away.** Low rank reserves, the signed class weight allocates, and the bound is what makes it stable: majorities
-# are drawn without $\theta^e$, minorities only with it.
-# **Next.** {doc}`05_training`: train it yourself.
+# are drawn without $\theta^e$, minorities only with it. **Next.** {doc}`05_training`: train it yourself.

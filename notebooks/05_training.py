@@ -15,10 +15,9 @@
 # (ch-training)=
 # # 05 · Training a model yourself
 #
-# **Objective.** Train, stop, go on, sample and evaluate a model, from a notebook or a terminal.
-# **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 5 minutes to read; a full run of the `cpu` profile takes
-# about eight minutes on one core. This page shows the first half minute of one.
-# **The one figure.** {numref}`fig-loss`.
+# **Objective.** Train, stop, go on, sample and evaluate a model, from a notebook or a terminal. **Prerequisites.**
+# {doc}`04_general_and_expert`. **Time.** 5 minutes to read; a full run of the `cpu` profile takes about eight minutes
+# on one core. This page shows the first half minute of one. **The one figure.** {numref}`fig-loss`.
 #
 # Unless a setting is overridden, five words name everything that decides a run: data set, {term}`imbalance ratio`,
 # method, {term}`profile`, seed.
@@ -94,7 +93,8 @@ print(
 )
 
 # %% [markdown]
-# (These pages are built on a machine that does other work at the same time. Alone on one core this run took eight minutes.)
+# (These pages are built on a machine that does other work at the same time. Alone on one core this run took eight
+# minutes.)
 #
 # ## What to expect
 #
@@ -183,14 +183,13 @@ sliders.explore(
 # *Differences are mean absolute ones of pixels from 0 to 255, at equal noise.*
 #
 # With CALL three things are to be seen. All classes take shape early, the rare ones less clearly. For a while $\theta$
-# and
-# $\theta^g$ draw the same: the allocation loss sits on its saddle ({doc}`04_general_and_expert`). Then the rarest classes
-# wash out in $\theta^g$, from one checkpoint to the next, and in $\theta$ they do not.
+# and $\theta^g$ draw the same: the allocation loss sits on its saddle ({doc}`04_general_and_expert`). Then the rarest
+# classes wash out in $\theta^g$, from one checkpoint to the next, and in $\theta$ they do not.
 #
 # ## Sampling and evaluating
 #
-# Once the run is finished, `evaluate_run` draws a balanced set of images with the averaged weights, compares it with the
-# real images split by split, and writes a record: the JSON file that every table of this book is made of.
+# Once the run is finished, `evaluate_run` draws a balanced set of images with the averaged weights, compares it with
+# the real images split by split, and writes a record: the JSON file that every table of this book is made of.
 
 # %%
 if done == settings.steps:
@@ -241,8 +240,8 @@ else:
 # :class: dropdown
 # ```
 #
-# A batch is $b$ of the $N$ training images without replacement (but for the few that reach over the end of an epoch), and
-# has none of the $m$ images of the class with probability $\binom{N - m}{b} / \binom{N}{b}$. That, and a count:
+# A batch is $b$ of the $N$ training images without replacement (but for the few that reach over the end of an epoch),
+# and has none of the $m$ images of the class with probability $\binom{N - m}{b} / \binom{N}{b}$. That, and a count:
 
 # %%
 import math

@@ -16,17 +16,17 @@
 # # 06 · Who gets the capacity?
 #
 # **Objective.** Put the paper's motivating picture, its Figure 1(a), to the test: does pruning a trained network hurt
-# minorities more? **Prerequisites.** {doc}`03_unet_and_ddim`; for the last exercise
-# {doc}`04_general_and_expert`. **Time.** 15 minutes to read, a minute to run.
-# **The one figure.** {numref}`fig-pruning-absolute`.
+# minorities more? **Prerequisites.** {doc}`03_unet_and_ddim`; for the last exercise {doc}`04_general_and_expert`.
+# **Time.** 15 minutes to read, a minute to run. **The one figure.** {numref}`fig-pruning-absolute`.
 #
 # The argument of the paper starts here. Majorities, it says, take up most of a network's {term}`capacity`; minorities
-# hang on few weights. If so, removing a few weights should raise the loss of minority classes most, and its figure shows
-# just that for a DDPM on CIFAR-100 with a tenth pruned. The caption leaves three choices open. We try every
+# hang on few weights. If so, removing a few weights should raise the loss of minority classes most, and its figure
+# shows just that for a DDPM on CIFAR-100 with a tenth pruned. The caption leaves three choices open. We try every
 # combination:
 #
-# * *what is pruned*: single weights of smallest magnitude {cite:p}`han2015compression`, over the whole network (*global*)
-#   or layer by layer (*layer*), or whole filters {cite:p}`li2017pruning` (*filter*); the paper cites both works;
+# * *what is pruned*: single weights of smallest magnitude {cite:p}`han2015compression`, over the whole network
+#   (*global*) or layer by layer (*layer*), or whole filters {cite:p}`li2017pruning` (*filter*); the paper cites both
+#   works;
 # * *which images*: those trained on, or the balanced set, most of whose minority images were never seen;
 # * *which change*: the difference of the losses, or their ratio.
 
@@ -114,7 +114,8 @@ viz.class_changes(
 
 # %% [markdown]
 # One number for each panel: Spearman's rank correlation between a class's rarity and its change. The paper's pattern is
-# $+1$, its reverse $-1$; with ten classes, values between $-0.63$ and $+0.63$ are what chance alone gives 19 times in 20.
+# $+1$, its reverse $-1$; with ten classes, values between $-0.63$ and $+0.63$ are what chance alone gives 19 times
+# in 20.
 
 # %%
 rarity = range(real.full.num_classes)
@@ -191,10 +192,9 @@ sliders.explore(
 #
 # ## What this says
 #
-# **On the training images**, at a tenth, the correlations are positive, the direction of the paper's picture, though most
-# are within what chance gives.
-# **On the balanced set** the sign of layer-wise and filter pruning turns over: there minorities lose *less*. A likely
-# reason is in the losses before pruning:
+# **On the training images**, at a tenth, the correlations are positive, the direction of the paper's picture, though
+# most are within what chance gives. **On the balanced set** the sign of layer-wise and filter pruning turns over: there
+# minorities lose *less*. A likely reason is in the losses before pruning:
 
 # %%
 pd.DataFrame(
@@ -210,16 +210,16 @@ pd.DataFrame(
 # %% [markdown]
 # On training images the network fits the rarest classes as well as the common ones: it has learnt their few images by
 # heart. On the balanced set its loss on them is far higher, for most of these images are new to it. What was hardly
-# learnt has little to lose; on the rarest class layer-wise pruning even *lowers* the loss, as if it removed what had been
-# fitted to its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may show
-# the class's share of capacity, or just as well how much *memorised* detail of the class the small weights carry.
+# learnt has little to lose; on the rarest class layer-wise pruning even *lowers* the loss, as if it removed what had
+# been fitted to its three images. So if Figure 1(a) was made on training images, which the paper does not say, it may
+# show the class's share of capacity, or just as well how much *memorised* detail of the class the small weights carry.
 #
 # And rarity and digit are the same thing here: 9 is always the rarest ({doc}`02_long_tailed_data`), and some digits may
 # hang on small weights more than others, whatever their number. A network trained on balanced digits and pruned in the
 # same way would tell whether the bars follow rarity or the digit. We have not run it.
 #
-# This is one network, on one small data set. It does not refute the paper's figure, which was made on CIFAR-100. It says
-# that the figure cannot be read without its three choices.
+# This is one network, on one small data set. It does not refute the paper's figure, which was made on CIFAR-100. It
+# says that the figure cannot be read without its three choices.
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -254,8 +254,8 @@ for name, pairs in {
     print(f"{name:>8}:", *(f"{1e3 * (after[b] - before[a]):+.2f}" for a, b in pairs))
 
 # %% [markdown]
-# Unpaired, not even the sign can be trusted: the values scatter by several times the change itself. Paired, all four have
-# the same sign, and lie ten times as close together.
+# Unpaired, not even the sign can be trusted: the values scatter by several times the change itself. Paired, all four
+# have the same sign, and lie ten times as close together.
 #
 # ```{solution-end}
 # ```

@@ -53,8 +53,9 @@ viz.style()
 # %% [markdown]
 # ## Two numbers
 #
-# Shrink everything: one minority class, whose right prediction is 1. $\theta^g$ is a number $g$, the expert a number $e$,
-# and $\theta = g + e$. Then $D = e^2$, and with $\kappa = \omega_\text{Div} - \omega_\text{Con} > 0$ the printed loss is
+# Shrink everything: one minority class, whose right prediction is 1. $\theta^g$ is a number $g$, the expert a number
+# $e$, and $\theta = g + e$. Then $D = e^2$, and with $\kappa = \omega_\text{Div} - \omega_\text{Con} > 0$ the printed
+# loss is
 #
 # ```{math}
 # :label: eq-two-numbers
@@ -65,10 +66,9 @@ viz.style()
 # hold the expert, since $\theta^g$ can compensate for all that the expert does. So this model has no floor, whatever
 # the learning rate, the clipping or $\lambda > 0$.
 #
-# At $(1, 0)$ the loss has a saddle: gradient flow leaves it exponentially, at the rate
-# $\nu = \sqrt{4 + \kappa^2} + \kappa - 2$, from
-# whatever $e$ starts with. First nothing seems to happen, then everything at once. Gradient descent, with the printed and
-# the bounded term:
+# At $(1, 0)$ the loss has a saddle: gradient flow leaves it exponentially, at the rate $\nu = \sqrt{4 + \kappa^2} +
+# \kappa - 2$, from whatever $e$ starts with. First nothing seems to happen, then everything at once. Gradient descent,
+# with the printed and the bounded term:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Gradient descent on the two-number model: the expert e as printed and with the bound b = 0.1; the dotted line is the rest point. κ is that of the rarest class of our training set.", "name": "fig-two-numbers"}, "image": {"alt": "The expert's size over steps, log axis. Both curves rise on the same straight line; the printed one goes on beyond 100, the bounded one bends and creeps up to its rest point.", "classes": "dark-light"}}
 train_set = data.load_long_tailed(dataset, imbalance_ratio).train
@@ -102,17 +102,17 @@ figure
 # %% [markdown]
 # Two things to take from it:
 #
-# * **A slope of 1 at zero keeps the method.** While $D \ll b$ the bounded loss *is* the printed one: it leaves the saddle
-#   at the same speed, in the same direction. A bound with a smaller slope would weaken the diversity term for small
-#   distances, and so move the class at which the sign of the allocation loss changes.
+# * **A slope of 1 at zero keeps the method.** While $D \ll b$ the bounded loss *is* the printed one: it leaves the
+#   saddle at the same speed, in the same direction. A bound with a smaller slope would weaken the diversity term for
+#   small distances, and so move the class at which the sign of the allocation loss changes.
 # * **Stopping the gradient through $\theta$ does not help.** Then $e$ feels the base loss alone and $g$ is pushed away
 #   from $g + e$; but $e$ must follow to keep $g + e = 1$, and $D$ grows all the same: more slowly, at the rate
 #   $2\sqrt{1 + \kappa} - 2$ (here 2.4 and not 6), and without limit. Whether networks do so too, the runs below show.
 #
 # And the weight $\lambda$ of the allocation loss? It multiplies $\kappa$ and so raises the rate at which the saddle is
 # left, to $\sqrt{4 + \lambda^2 \kappa^2} + \lambda \kappa - 2$: here from 0.4 at $\lambda = 0.1$ to 6 at 1 and 35 at 5.
-# The rest point does not move: $b$ says where, $\lambda$ how soon. Move the slider; it turns $\lambda$ in the two-number
-# model, not in a network.
+# The rest point does not move: $b$ says where, $\lambda$ how soon. Move the slider; it turns $\lambda$ in the
+# two-number model, not in a network.
 
 
 # %% tags=["hide-input"]
@@ -327,32 +327,31 @@ pd.DataFrame(table).T.fillna("")
 # %% [markdown]
 # **The authors' later setting** (diversity × 0.2, no bound) gets along without a bound because the predictions do not
 # part within these runs: $\theta$ and $\theta^g$ score alike, and near DDPM. Diversity × 0.2 leaves only classes 7 to 9
-# to be
-# pushed apart, and five to ten times less, so that a run ends before it has left the saddle. More steps might take it
-# off the saddle, and beyond the saddle this loss has no floor either.
+# to be pushed apart, and five to ten times less, so that a run ends before it has left the saddle. More steps might
+# take it off the saddle, and beyond the saddle this loss has no floor either.
 #
-# What the bound decides is how bad $\theta^g$ becomes on minorities: from one variant to the next its FID on Few spans more
-# than an order of magnitude. What it hardly decides is $\theta$. Over two decades of $b$, and for the hard cap, $\theta$
-# stays within the scatter of seeds, and Medium does not get worse; on Many the mean is 8 % above DDPM's with $b = 1$
-# and 7 % with the stop-gradient, with the latter in each seed, but neither interval excludes 1. So the default follows
-# from robustness and not from a score: the **exponential** form, smooth where the cap has a kink, at **b = 0.1**, in
-# the middle of the range that works. (A score would be a weak reason anyway: repeating the training images has a Few
-# FID no worse than most dots here, see the copy machine in {doc}`04_general_and_expert`.)
+# What the bound decides is how bad $\theta^g$ becomes on minorities: from one variant to the next its FID on Few spans
+# more than an order of magnitude. What it hardly decides is $\theta$. Over two decades of $b$, and for the hard cap,
+# $\theta$ stays within the scatter of seeds, and Medium does not get worse; on Many the mean is 8 % above DDPM's with
+# $b = 1$ and 7 % with the stop-gradient, with the latter in each seed, but neither interval excludes 1. So the default
+# follows from robustness and not from a score: the **exponential** form, smooth where the cap has a kink, at **b =
+# 0.1**, in the middle of the range that works. (A score would be a weak reason anyway: repeating the training images
+# has a Few FID no worse than most dots here, see the copy machine in {doc}`04_general_and_expert`.)
 #
 # The stop-gradient, too, finishes once there is a bound.
 #
 # This is a warning, too. From $b = 0.1$ to $b = 1$ $\theta^g$ is pushed ten times further away, and $\theta$ gets no
-# better on Few. At smaller bounds there may be a trend: the mean ratio to DDPM falls from no diversity to $b = 0.01$ and
-# on to 0.1, though not in each seed. So parting may help; parting *further* does not. {doc}`08_inside_the_expert` looks
-# at what the difference consists of.
+# better on Few. At smaller bounds there may be a trend: the mean ratio to DDPM falls from no diversity to $b = 0.01$
+# and on to 0.1, though not in each seed. So parting may help; parting *further* does not. {doc}`08_inside_the_expert`
+# looks at what the difference consists of.
 #
 # ## Where, and how much?
 #
-# The paper decomposes "the upsampling part of the U-Net" at a tenth of the full rank. Its authors' later code decomposes
-# the 27 convolutions of 3 × 3 in the up path; we take every matrix there, among them those that bring in the class; one
-# can take the whole network. On the paper's network for CIFAR and at rank 1/10 the experts of these three have
-# 1,981,056, 2,515,456 and more parameters. (That code also factors a convolution differently, into $3r$ columns and not
-# $r$: 3,129,984 on those 27.) On our network for digits, seed 0, rank 1/10 in the up path unless the row says
+# The paper decomposes "the upsampling part of the U-Net" at a tenth of the full rank. Its authors' later code
+# decomposes the 27 convolutions of 3 × 3 in the up path; we take every matrix there, among them those that bring in the
+# class; one can take the whole network. On the paper's network for CIFAR and at rank 1/10 the experts of these three
+# have 1,981,056, 2,515,456 and more parameters. (That code also factors a convolution differently, into $3r$ columns
+# and not $r$: 3,129,984 on those 27.) On our network for digits, seed 0, rank 1/10 in the up path unless the row says
 # otherwise, with $D$ at the end of training:
 
 # %%
@@ -393,17 +392,17 @@ frame
 
 # %% [markdown]
 # Where only 3 × 3 convolutions are decomposed, $\theta^g$ stays as good as $\theta$, and $D$ near zero: the branches do
-# not part within this run. We suspected that they need the projections of the embedding, through which the class enters a
-# residual block, for the authors' choice of layers leaves these to $\theta^g$ alone. The table says otherwise. With an
-# expert in everything but the projections they part as well and as far, and $\theta^g$ fails on Few: but almost three
-# times as late, when the run is nearly over. (In seed 1 the run ended before they parted: $\theta$ and $\theta^g$ both
-# have an FID of 37 on Few.) So the projections are the quick way off the saddle and not the only one, and 6,000 steps
-# may just be too few for convolutions alone. (In the up path a higher rank parts sooner, in each of three seeds, and
-# the whole network soonest.)
+# not part within this run. We suspected that they need the projections of the embedding, through which the class enters
+# a residual block, for the authors' choice of layers leaves these to $\theta^g$ alone. The table says otherwise. With
+# an expert in everything but the projections they part as well and as far, and $\theta^g$ fails on Few: but almost
+# three times as late, when the run is nearly over. (In seed 1 the run ended before they parted: $\theta$ and $\theta^g$
+# both have an FID of 37 on Few.) So the projections are the quick way off the saddle and not the only one, and 6,000
+# steps may just be too few for convolutions alone. (In the up path a higher rank parts sooner, in each of three seeds,
+# and the whole network soonest.)
 #
-# The row of the **projections alone** says more. Four small matrices do what the default does: the branches part as far,
-# at the same time or up to 1,250 steps later, $\theta^g$ fails on the minorities and is as good on Many, and $\theta$ is
-# 3 to 7 percent behind the default's on Few. By seed:
+# The row of the **projections alone** says more. Four small matrices do what the default does: the branches part as
+# far, at the same time or up to 1,250 steps later, $\theta^g$ fails on the minorities and is as good on Many, and
+# $\theta$ is 3 to 7 percent behind the default's on Few. By seed:
 
 # %%
 rows = {}
@@ -449,9 +448,9 @@ by_seed[both.reindex(by_seed.index.get_level_values(0)).values].map(
 # :class: dropdown
 # ```
 #
-# Below $b$ the slope of the loss in $D$ is $\omega_\text{Con} - \omega_\text{Div} < 0$, above it is $\omega_\text{Con} > 0$. The
-# minimum is at $D = b$ exactly, where the slope jumps: the gradient does not shrink towards it, and $D$ oscillates
-# about $b$. And every minority rests at the same distance, however rare it is:
+# Below $b$ the slope of the loss in $D$ is $\omega_\text{Con} - \omega_\text{Div} < 0$, above it is
+# $\omega_\text{Con} > 0$. The minimum is at $D = b$ exactly, where the slope jumps: the gradient does not shrink
+# towards it, and $D$ oscillates about $b$. And every minority rests at the same distance, however rare it is:
 
 # %%
 D = torch.linspace(0, 0.3, 301)

@@ -66,8 +66,8 @@ mass = probes.signed_mass(real.train.counts)
 print(f"pull {mass[mass > 0].sum():.2f}, push {mass[mass < 0].sum():.3f}")
 viz.signed_mass(mass, splits)
 # %% [markdown]
-# The push is a small part of the loss, for minorities are rarely drawn. It wins where it acts because nothing else there
-# cares what $\theta^g$ says: the base loss sees only $\theta$.
+# The push is a small part of the loss, for minorities are rarely drawn. It wins where it acts because nothing else
+# there cares what $\theta^g$ says: the base loss sees only $\theta$.
 #
 # ## 2 · Where do the two predictions differ?
 #
@@ -79,9 +79,9 @@ distance = probes.branch_distance(model, real.full, schedule, timesteps)
 viz.distance_map(distance, timesteps)
 # %% [markdown]
 # The classes separate as the weights ask. But look along a row: for the minorities $D$ is the same at every $t$. At
-# $t = 950$ the input is noise. A *squared* difference in noise is the squared difference in images times
-# $\bar\alpha_t / (1 - \bar\alpha_t)$, which is $1.1 \cdot 10^{-4}$ here: two networks with *any* two images in $[-1, 1]$
-# in mind would be at $D < 5 \cdot 10^{-4}$. These two are at 0.04 to 0.4, a hundred to a thousand times as far. Whatever
+# $t = 950$ the input is noise. A *squared* difference in noise is the squared difference in images times $\bar\alpha_t
+# / (1 - \bar\alpha_t)$, which is $1.1 \cdot 10^{-4}$ here: two networks with *any* two images in $[-1, 1]$ in mind
+# would be at $D < 5 \cdot 10^{-4}$. These two are at 0.04 to 0.4, a hundred to a thousand times as far. Whatever
 # separates them there cannot be knowledge of images.
 #
 # ## 3 · Turning the dial
@@ -109,9 +109,9 @@ for name, spectrum in spectra.items():
     by_kind[kind][name.removeprefix("up.")] = spectrum.expert
 viz.spectra(by_kind)
 # %% [markdown]
-# The largest directions are in the projections of the time-and-class embedding, in two of the four, and there it is *one*
-# direction of the rank that was reserved. A projection of the embedding adds the same vector to all pixels: it can tell
-# classes apart, and cannot draw.
+# The largest directions are in the projections of the time-and-class embedding, in two of the four, and there it is
+# *one* direction of the rank that was reserved. A projection of the embedding adds the same vector to all pixels: it
+# can tell classes apart, and cannot draw.
 #
 # ## 5 · Repairing θᵍ
 #
@@ -120,8 +120,8 @@ viz.spectra(by_kind)
 # * a **random** $BA$ of the same singular values: does any perturbation of that size do?
 # * the same random $BA$, **scaled up** until it changes the prediction on Few as much as the trained one does;
 # * only the **embedding projections** of the expert, each cut to rank **one**;
-# * no expert at all, but **one number per class**, the mean of $\epsilon_\theta - \epsilon_{\theta^g}$ over the pixels of
-#   the training images, added to every pixel of $\theta^g$'s prediction. Ten numbers, of which five are about zero.
+# * no expert at all, but **one number per class**, the mean of $\epsilon_\theta - \epsilon_{\theta^g}$ over the pixels
+#   of the training images, added to every pixel of $\theta^g$'s prediction. Ten numbers, of which five are about zero.
 
 # %%
 offset = probes.offset(model, real.train, schedule)
@@ -198,10 +198,9 @@ viz.image_rows(list(shown.values()), list(shown))
 # the eye, and one direction in each of a few small matrices nearly all of it. Neither can hold what a 9 looks like.
 # Rank one gives each block *one* fixed vector, times a number that depends on class and time; all classes share the
 # vector and differ in the number alone. A few such vectors cannot draw five digits. But four projections make four
-# numbers a class, which could be enough to
-# *select* one of five digits, for $W^g$ to draw. Here they are: each is a direction's singular value times what the
-# direction reads off the embedding, and multiplies a vector of length one. Signs are such that the rarest class has
-# positive ones.
+# numbers a class, which could be enough to *select* one of five digits, for $W^g$ to draw. Here they are: each is a
+# direction's singular value times what the direction reads off the embedding, and multiplies a vector of length one.
+# Signs are such that the rarest class has positive ones.
 
 # %%
 parts = {n: e for n, e in expert_weights(embeddings).items() if n.endswith("emb")}
@@ -223,11 +222,10 @@ pd.DataFrame(rows).rename_axis("class").T
 # For the majorities they are small. For the five minorities the four numbers are nearly one pattern times a strength of
 # each class: a table of rank one holds 99 % of the sum of their squares. And a strength cannot say *which* digit.
 # Except in the projection that does least, 8 and 9 have almost the same numbers; which of the two has the larger ones
-# even depends on $t$. So
-# these directions have next to nothing by which to tell 8 from 9. They say *how much*, not *which*. What turns the one
-# into an 8 and the other into a 9 is in what both networks have, $W^g$ and the layers before it. **In this run
-# $\theta^g$ knows the minorities.** It adds a constant to its noise prediction when it is told their class, and the
-# expert's main work is to take that constant away again.
+# even depends on $t$. So these directions have next to nothing by which to tell 8 from 9. They say *how much*, not
+# *which*. What turns the one into an 8 and the other into a 9 is in what both networks have, $W^g$ and the layers
+# before it. **In this run $\theta^g$ knows the minorities.** It adds a constant to its noise prediction when it is told
+# their class, and the expert's main work is to take that constant away again.
 #
 # ## 6 · Is a minority easier to recognise?
 #
@@ -296,10 +294,11 @@ pd.DataFrame(rows).T
 #   that little did.
 # * Nor does a large $D$ imply that $\theta^g$ fails on minorities, as the last table shows. In its runs $\theta$ cannot
 #   be told from the default's ({numref}`fig-bounds`), whatever $\theta^g$ draws.
-# * An expert that *can* hold no image does the same: with the embedding projections alone decomposed the predictions part
-#   as far, $\theta^g$ fails on Few, and $\theta$ is on Few nearly as good ({doc}`07_a_floor_for_the_loss`, in three seeds).
-# * That $\theta$ can still be better on Few than DDPM ({doc}`04_general_and_expert`) is a separate observation, and needs
-#   a separate explanation.
+# * An expert that *can* hold no image does the same: with the embedding projections alone decomposed the predictions
+#   part as far, $\theta^g$ fails on Few, and $\theta$ is on Few nearly as good ({doc}`07_a_floor_for_the_loss`, in
+#   three seeds).
+# * That $\theta$ can still be better on Few than DDPM ({doc}`04_general_and_expert`) is a separate observation, and
+#   needs a separate explanation.
 # * All of this is about a small network on 8 × 8 images. Nothing here says what the experts of the paper's networks
 #   hold. To find out takes three of these probes and one checkpoint: {numref}`fig-distance-map`, {numref}`fig-spectra`
 #   and {numref}`fig-repairs`.

@@ -15,8 +15,8 @@
 # (ch-rivals)=
 # # 09 · The rivals
 #
-# **Objective.** Derive the five methods that CALL is compared with, RS, ADA, focal, CBDM and OC; see what each does to a
-# batch of digits; compare them from records. **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 35 minutes to
+# **Objective.** Derive the five methods that CALL is compared with, RS, ADA, focal, CBDM and OC; see what each does to
+# a batch of digits; compare them from records. **Prerequisites.** {doc}`04_general_and_expert`. **Time.** 35 minutes to
 # read, a minute to run. **The one figure.** {numref}`fig-class-signal`.
 #
 # All five keep the network and change what it is trained on: *which* images are drawn (RS), what is done to them (ADA),
@@ -76,7 +76,7 @@ def batch_of(index):
 # ## RS: draw the classes evenly
 #
 # **Idea.** Draw each batch so that every class has the same share, whatever its number of images. The paper cites
-# {cite:t}`mahajan2018rs` and gives no formula; which of this family it ran we do not know:
+# {cite:t}`mahajan2018rs` and gives no formula. We do not know which member of the following family it ran:
 #
 # ```{math}
 # :label: eq-rs
@@ -93,8 +93,8 @@ def batch_of(index):
 # = \frac1N \sum_i \frac{N}{C N_{y_i}}\, \ell_i ,
 # $$
 #
-# the mean over *classes* of the mean loss of a class: a weighted loss with weight $N / (C N_y)$. Every class has an equal
-# say. What RS cannot do is make images:
+# the mean over *classes* of the mean loss of a class: a weighted loss with weight $N / (C N_y)$. Every class has an
+# equal say. What RS cannot do is make images:
 
 # %%
 rho = 1.0
@@ -163,14 +163,14 @@ rows = {name: few(runs[name]) for name in shown if runs[name]}
 pd.DataFrame(rows | {"copy machine": few([machine])}).T
 
 # %% [markdown]
-# (A model that knows a class by three to twelve images has more than fresh images have, also where it draws that class
-# badly. So compare methods with each other.)
+# (A model that knows a class from only three to twelve images has a higher share of copies than fresh images have, even
+# where it draws that class badly. So compare methods with each other.)
 #
 # RS does learn the few images by heart. Nearly all that it draws of Few is closest to a training image, and
 # {term}`recall`, the share of real images that the generated ones cover, is far below that of DDPM. **FID does not
-# notice**: RS has the lower one, even against images that were never trained on, and so does the copy machine. Half-way,
-# with $\rho = \tfrac12$, FID is lower still, and the copies and the recall lie between: the gain does not take a balanced
-# batch.
+# notice**: RS has the lower one, even against images that were never trained on, and so does the copy machine.
+# Half-way, with $\rho = \tfrac12$, FID is lower still, and the copies and the recall lie between those of DDPM and RS:
+# a balanced batch is not needed for the gain.
 #
 # ## ADA: more images by warping
 #
@@ -257,8 +257,8 @@ with torch.no_grad():
 # ```
 #
 # The weights average to 1, so the learning rate keeps its meaning: without the denominator the gradient would fade as
-# $\ell$ falls. The stop-gradient makes $w_i$ a weight. For $\gamma = 1$ the gradient is that of
-# $\tfrac12 \ell_i^2$, up to the batch's common factor, so that the minimum is no longer the conditional mean of the noise.
+# $\ell$ falls. The stop-gradient makes $w_i$ a weight. For $\gamma = 1$ the gradient is that of $\tfrac12 \ell_i^2$, up
+# to the batch's common factor, so that the minimum is no longer the conditional mean of the noise.
 
 
 # %%
@@ -320,15 +320,14 @@ figure
 # The weight goes to *timesteps*. At $t = 0$ the image hides the noise, and $\ell$ is not far below 1 for any class; at
 # large $t$ the input *is* the noise and $\ell$ is near 0. Between classes there is hardly a difference, and none that
 # grows towards the tail: on its training images the network is as good on rare classes as on common ones. So focal loss
-# moves training from large $t$, where it is decided what an image shows, to the last pixels' worth of noise. An idea for
-# classifiers does not carry over just because a loss is there to be raised to a power.
+# moves training away from large $t$, where the content of an image is decided, to the last traces of noise. An idea for
+# classifiers does not carry over just because there is a loss to raise to a power.
 #
 # ## CBDM: let the classes agree
 #
 # **Idea.** Noise the image once and predict twice, for its class $y$ and for a random class $y'$; pull the two
 # predictions together. A minority may then borrow from majorities what does not depend on the class
-# {cite:p}`qin2023cbdm`. With
-# $h = \epsilon_\theta(\mathbf{x}_t, t, y)$ and $h' = \epsilon_\theta(\mathbf{x}_t, t, y')$,
+# {cite:p}`qin2023cbdm`. With $h = \epsilon_\theta(\mathbf{x}_t, t, y)$ and $h' = \epsilon_\theta(\mathbf{x}_t, t, y')$,
 #
 # ```{math}
 # :label: eq-cbdm
@@ -360,12 +359,12 @@ figure
 #
 # Since $\mu_y - \mu_{y'}$ is a multiple of $h - h'$, the right side is, up to a factor, the bracket of {eq}`eq-cbdm`
 # without its stop-gradients. The premise, an $\mathbf{x}_t$ that does not know its label, is true at large $t$ only,
-# which is where the factor $t/T$ puts the weight. To adjust the labels to a *uniform* distribution, $r$ would be uniform;
-# the published code draws $y'$ from the training frequencies unless it fine-tunes, and so does our default.
+# which is where the factor $t/T$ puts the weight. To adjust the labels to a *uniform* distribution, $r$ would be
+# uniform; the published code draws $y'$ from the training frequencies unless it fine-tunes, and so does our default.
 #
-# **What the stop-gradients do.** The first term moves the prediction for the true class towards that for $y'$, the second
-# moves the prediction for $y'$ towards that for the true class. They separate two directions of one distance, so that the
-# second can be given a quarter of the weight.
+# **What the stop-gradients do.** The first term moves the prediction for the true class towards that for $y'$, the
+# second moves the prediction for $y'$ towards that for the true class. They separate two directions of one distance, so
+# that the second can be given a quarter of the weight.
 
 
 # %%
@@ -391,8 +390,8 @@ drawn = {
 pd.DataFrame(drawn).rename_axis("y'").T
 
 # %% [markdown]
-# Here are the predictions that the regulariser compares, as the images that they imply: one noised image of class 3, told
-# to the released DDPM as each of the ten classes.
+# Here are the predictions that the regulariser compares, as the images that they imply: one noised image of class 3,
+# told to the released DDPM as each of the ten classes.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "One image of class 3 at four noise levels (first column), and the image implied by the DDPM's prediction for each class y' = 0 to 9.", "name": "fig-cbdm"}, "image": {"alt": "Four rows of small digits. At t = 50 the digit 3 is seen whatever the class; from t = 300 on the columns differ and show, more or less clearly, the digit that was told.", "classes": "dark-light"}}
 x0 = images[labels == 3][:1].expand(C, -1, -1, -1)
@@ -418,28 +417,29 @@ viz.image_rows(rows, [f"t = {t}" for t in levels])
 # ```
 #
 # a linear system. At large $t$, $\mathbf{x}_t$ says nothing about its class and $p_k$ is the training frequency, as is
-# $r_k$. Then both sums are the same; averaging over $k$ shows that it is $\bar m = \sum_k p_k m_k$, the prediction without
-# a class; and
+# $r_k$. Then both sums are the same; averaging over $k$ shows that it is $\bar m = \sum_k p_k m_k$, the prediction
+# without a class; and
 #
 # ```{math}
 # :label: eq-cbdm-shrinks
 # h_k - \bar m = \frac{m_k - \bar m}{1 + (1 + \gamma)\, \kappa} .
 # ```
 #
-# CBDM **shrinks the class signal**, to less than a half at the largest $t$, and for all classes alike. Compare guidance,
-# $\bar m + s\,(h_k - \bar m)$: a {term}`guidance scale` of $s = 1 + (1 + \gamma) \kappa$ restores it exactly, for
-# samples without a label have no extra term, and what they teach is $\bar m$. That scale rises from 1 at $t = 0$ to 2.25.
+# CBDM **shrinks the class signal**, to less than a half at the largest $t$, and for all classes alike. Compare
+# guidance, $\bar m + s\,(h_k - \bar m)$: a {term}`guidance scale` of $s = 1 + (1 + \gamma) \kappa$ restores it exactly,
+# for samples without a label have no extra term, and what they teach is $\bar m$. That scale rises from 1 at $t = 0$ to
+# 2.25.
 #
 # There is the opposite, too. {cite:t}`yan2024overlap` add a contrastive loss, so that the images of different classes
 # overlap *less*. The paper names it as related work and does not compare with it. Newer than the paper are
 # {cite:t}`rodriguez2025coral`, who separate the classes in the features of the U-Net's middle, and
-# {cite:t}`chen2025ccua`, who pull the predictions with and without a class together at large $t$, push images apart, and
-# re-sample. We have run none of the three.
+# {cite:t}`chen2025ccua`, who pull the predictions with and without a class together at large $t$, push images apart,
+# and re-sample. We have run none of the three.
 #
 # ## OC: at large noise, aim at another image
 #
-# **Idea.** An $\mathbf{x}_t$ with much noise could have come from other images than its own. So draw the image that
-# it is denoised to from all those of the batch that it may have come from, and let minorities be denoised to
+# **Idea.** An $\mathbf{x}_t$ with much noise could have come from other images than its own. So draw its denoising
+# target from all the images of the batch that it may have come from, and let minorities be denoised to
 # majority images, not the other way round {cite:p}`zhang2024oc`.
 #
 # Let the batch's images be all there is. Then the posterior over them, given $\mathbf{x}_t$, is
@@ -474,10 +474,9 @@ viz.image_rows(rows, [f"t = {t}" for t in levels])
 #
 # and $\sum_j w_j \mathbf{x}_{0,j} = \mathbb{E}[\mathbf{x}_0 \mid \mathbf{x}_t]$: the optimal denoiser of the batch,
 # *without* classes. In a network without labels nothing would change: $z$ given $\mathbf{x}_t$ is distributed as the
-# image that
-# $\mathbf{x}_t$ was made from, so the pairs of input and target have the distribution that they had. If all draws are
-# accepted, all that OC does it does by leaving the label of one image at the target of another. The gate adds a second
-# effect, to which we come below.
+# image that $\mathbf{x}_t$ was made from, so the pairs of input and target have the distribution that they had. If all
+# draws are accepted, all that OC does is to pair the label of one image with the target of another. The acceptance
+# rule, the gate, adds a second effect, to which we come below.
 
 
 # %%
@@ -517,8 +516,8 @@ for t in (100, 400, 800):
     )
 
 # %% [markdown]
-# **Why large noise means transfer.** The logits of {eq}`eq-oc-posterior` carry the factor $1/\varsigma_t^2$. At small $t$
-# they are huge, $w$ puts everything on the sample itself, and OC is DDPM:
+# **Why large noise means transfer.** The logits of {eq}`eq-oc-posterior` carry the factor $1/\varsigma_t^2$. At small
+# $t$ they are huge, $w$ puts everything on the sample itself, and OC is DDPM:
 
 # %%
 for t in (0, 50, 950):
@@ -603,9 +602,9 @@ pd.DataFrame(rows).T
 #
 # Both CBDM and OC make the prediction for a minority more like that for majorities. For a training set as small as ours
 # we can say how much, without training anything: the best denoiser of DDPM for class $y$ is the posterior mean
-# $\mathbf{m}_y$ over its images, that without a class the mean $\bar{\mathbf{m}}$ over all images, and what a label adds is
-# $\mathbf{m}_y - \bar{\mathbf{m}}$. (We speak of images; the predicted noise is linear in them.) For another loss, whose
-# best denoiser is $\mathbf{h}_y$, the share of it that is left is
+# $\mathbf{m}_y$ over its images, that without a class the mean $\bar{\mathbf{m}}$ over all images, and what a label
+# adds is $\mathbf{m}_y - \bar{\mathbf{m}}$, the class signal. (We speak of images; the predicted noise is linear in
+# them.) For another loss, whose best denoiser is $\mathbf{h}_y$, the share of the class signal that is left is
 #
 # ```{math}
 # :label: eq-signal
@@ -696,19 +695,19 @@ check = [v for by_method in signal for v in by_method["DDPM"].values()]
 print(f"DDPM's own share, which should be 1: {min(check):.2f} to {max(check):.2f}")
 
 # %% [markdown]
-# The two do different things. CBDM takes the same share from every class, and follows {eq}`eq-cbdm-shrinks` at large $t$.
-# OC takes nearly everything from the rarest class, for whom every draw is accepted: at large $t$ what is left is $1/64$,
-# the chance that $z$ is the sample itself. The largest class by itself keeps everything; Many, as drawn, keeps half, for
-# classes 1 and 2 do not. So **the batch size is a hyper-parameter** of OC.
-# Told "9", the best network for OC draws at large $t$ the outline of any digit, zeros most often.
+# The two do different things. CBDM takes the same share from every class, and follows {eq}`eq-cbdm-shrinks` at large
+# $t$. OC takes nearly everything from the rarest class, for whom every draw is accepted: at large $t$ what is left is
+# $1/64$, the chance that $z$ is the sample itself. The largest class by itself keeps everything; Many, as drawn, keeps
+# half, for classes 1 and 2 do not. So **the batch size is a hyper-parameter** of OC. Told "9", the best network for OC
+# draws at large $t$ the outline of any digit, zeros most often.
 #
 # That is by design: outlines are to be shared. But how much is decided at large $t$ depends on the data. And it makes a
 # prediction: without {term}`guidance <guidance scale>`, which multiplies what is left of the class signal, CBDM and OC
 # should fail to draw the class that they are asked for.
 #
 # With guidance the prediction is $\mathbf{h}_\text{Null} + s\,(\mathbf{h}_y - \mathbf{h}_\text{Null})$, where
-# $\mathbf{h}_\text{Null}$ is $\bar{\mathbf{m}}$ for CBDM, and for OC what its gate has made of it. Its share of the class
-# signal, by method, scale $s$ and split:
+# $\mathbf{h}_\text{Null}$ is $\bar{\mathbf{m}}$ for CBDM, and for OC what its gate has made of it. Its share of the
+# class signal, by method, scale $s$ and split:
 
 
 # %%
@@ -731,13 +730,14 @@ pd.DataFrame(
 
 # %% [markdown]
 # For CBDM 1.5 is about right at the smaller of these $t$ and 2.5 at the largest, for all classes alike. For OC no scale
-# is: at large $t$ Few keeps so little that 2.5 times it is little, too, and only around $t = 300$ to 350 does 2.5 restore
-# it. Many is then well beyond 1.
+# is: at large $t$ Few keeps so little that 2.5 times it is little, too, and only around $t = 300$ to 350 does 2.5
+# restore it. Many is then well beyond 1.
 #
 # ## From the records
 #
-# FID of $\theta$ without guidance, mean and standard deviation over the seeds that all methods have; `n` is their number.
-# Step times are ratios from `benchmarks/speed.json`. RS draws other images for the same step, and was not timed.
+# FID of $\theta$ without guidance, mean and standard deviation over the seeds that all methods have; `n` is their
+# number. Step times are ratios from `benchmarks/speed.json`. RS draws other images for the same step, and was not
+# timed.
 
 # %%
 speed = records.benchmark("speed")
@@ -770,10 +770,11 @@ for axes in figure.axes:
 figure
 # %% [markdown]
 # CBDM and OC are far behind DDPM in every split, as predicted, and CALL on top of them does not change that: it leaves
-# the base loss's targets as they are. Focal is behind as well, and so is ADA, perhaps because mirrored and turned digits
-# are no digits. Now with guidance, of each method the seeds that all its scales have; recall and copies are those on Few:
+# the base loss's targets as they are. Focal is behind as well, and so is ADA, perhaps because mirrored and turned
+# digits are no digits. Now with guidance, for each method over the seeds that have all its scales; recall and copies
+# are those on Few:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "FID against the guidance scale (1 is none), a dot per run and a line through the means, for the methods with records at more than one scale.", "name": "fig-guidance"}, "image": {"alt": "Three panels with logarithmic axes, Many, Medium and Few. From scale 1 to 1.5 the lines of ADA, focal, CBDM and OC fall; those of DDPM and CALL rise on Many and fall on Few, and that of RS rises. At 2.5 OC has fallen further in all panels but Many, CBDM, ADA and focal on Few alone, and the rest have risen.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "FID against the guidance scale (1 is none), a dot per run and a line through the means, for the methods with records at more than one scale.", "name": "fig-guidance"}, "image": {"alt": "Three panels with logarithmic axes, Many, Medium and Few. From scale 1 to 1.5 the lines of ADA, focal, CBDM and OC fall; those of DDPM and CALL rise on Many and fall on Few, and that of RS rises. At 2.5 OC has fallen further on Medium and Few and is level on Many; CBDM, ADA and focal have fallen on Few alone; the rest have risen.", "classes": "dark-light"}}
 scales = {n: sorted({r["run"]["guidance_scale"] for r in every[n]}) for n in every}
 guided = {}  # by name and scale
 for name in scales:
@@ -808,7 +809,8 @@ frame.index.names = ["method", "scale"]
 frame
 
 # %% [markdown]
-# Of those with three seeds or more, the lowest, and how many have a lower FID than the copy machine:
+# Of the methods and scales with three seeds or more, the three lowest FIDs in each split, and how many are below that
+# of the copy machine:
 
 # %%
 enough = {
@@ -831,8 +833,8 @@ for split in columns:
     )
 
 # %% [markdown]
-# Methods whose rows have other seeds are not to be compared line by line; their FIDs over DDPM's with the same seed and
-# scale:
+# Rows with different seeds should not be compared line by line. So here is each method's FID over that of DDPM with the
+# same seed and scale:
 
 # %%
 rows = {}
@@ -852,16 +854,17 @@ frame
 # * **Guidance gives CBDM back what its loss took, and OC a part.** Both fall several-fold. CBDM, which keeps more of
 #   the class signal, does best at 1.5 on Many and Medium, and at 2.5 on Few and overall. OC needs 2.5, and is
 #   then level with the best, although the best network for it has Few's signal back only around $t = 300$ to 350.
-# * **Guidance helps DDPM and CALL on Few too**, at 1.5, and costs them on Many. There DDPM is on Few level with the best
-#   of the others at their best scales: OC + CALL, OC, CBDM and focal loss at 2.5, and CALL at 1.5. At 2.5 DDPM is worse
-#   than at 1.5 in every split.
-# * **ADA and focal loss need it as well.** At 1.5 ADA is level with DDPM on Many and Medium, and focal loss ahead of it; on
-#   Few both remain behind. At 2.5 focal loss is ahead on Few.
-# * **The scale makes the ranking.** Without guidance OC is nearly ten times worse than DDPM overall. At 2.5 it is three times
-#   better, and with it CBDM and OC + CALL: the three that lead the paper's Table 1 on CIFAR-10, at the scale that
-#   OC's code and the authors' later code have. (Behind them the order is another.) With each at its own best scale OC is a fifth ahead of DDPM overall, with CALL
-#   or without, and level with it on Few. Compare each method at its own best scale *and* at equal scales. A table
-#   without the scale is not a comparison, and the paper's tables do not state it.
+# * **Guidance helps DDPM and CALL on Few too**, at 1.5, and costs them on Many. At 1.5 DDPM is, on Few, level with the
+#   best of the others, each at its own best scale: OC + CALL, OC, CBDM and focal loss at 2.5, and CALL at 1.5. At 2.5
+#   DDPM is worse than at 1.5 in every split.
+# * **ADA and focal loss need it as well.** At 1.5 ADA is level with DDPM on Many and Medium, and focal loss ahead of
+#   it; on Few both remain behind. At 2.5 focal loss is ahead on Few.
+# * **The scale makes the ranking.** Without guidance OC is nearly ten times worse than DDPM overall. At 2.5 it is three
+#   times better, and with it CBDM and OC + CALL: the three that lead the paper's Table 1 on CIFAR-10, at the scale that
+#   OC's code and the authors' later code have. (Behind them the order is another.) With each at its own best scale OC
+#   is a fifth ahead of DDPM overall, with CALL or without, and level with it on Few. Compare each method at its own
+#   best scale *and* at equal scales. A table without the scale is not a comparison, and the paper's tables do not state
+#   it.
 # * **Guidance is paid for in recall** on Few: samples move to where their class is most itself.
 # * **No setting beats the copy machine on Many, on Medium or overall; on Few some do.** It needs no network. The
 #   reference contains the training images, and these are small sets; but it means that a low FID alone does not show
@@ -869,9 +872,9 @@ frame
 # * **RS has a low FID here** and needs no guidance, and it copies. On Fashion-MNIST, with 60 images in the rarest
 #   class, it is the best by far and copies little: a share of 0.05 where fresh images have 0.025
 #   ({doc}`12_does_the_gain_last`). In the paper it is worse than DDPM in every setting. There the rarest images are
-#   seen up to three times as often as here. Guidance may be a reason as well: it gains RS nothing, and at 1.5 RS is worse
-#   than DDPM on digits, overall and most of all on Few, and half-way re-sampling no better than DDPM. But on Fashion-MNIST
-#   both stay far ahead at 1.5.
+#   seen up to three times as often as on our digits. Guidance may be a reason as well: it gains RS nothing, and at 1.5
+#   RS is worse than DDPM on digits, overall and most of all on Few, and half-way re-sampling no better than DDPM. But
+#   on Fashion-MNIST both stay far ahead at 1.5.
 #
 # {doc}`10_metrics` has the paper's own numbers for these methods: other data sets, another extractor, and an unknown
 # scale.
@@ -901,8 +904,9 @@ frame
 # :class: dropdown
 # ```
 #
-# Repeating each number 48 times multiplies all squared distances by 48. Noise has to grow by $\sqrt{48}$ to hide the same
-# differences, which it does later. On CIFAR-sized images OC touches only the noisiest steps, and on 8 × 8 images most.
+# Repeating each number 48 times multiplies all squared distances by 48. Noise has to grow by $\sqrt{48}$ to hide the
+# same differences, which it does later. On CIFAR-sized images OC touches only the noisiest steps, and on 8 × 8 images
+# most.
 
 
 # %%
@@ -944,9 +948,9 @@ for name, enlarge in {"1 × 8 × 8": lambda x: x, "3 × 32 × 32": like_cifar}.i
 # ```
 #
 # Divide {eq}`eq-cbdm-fixed` by $p_k$: the second pull has the factor $\gamma \kappa\, r_k / p_k$. For a rare class at
-# large
-# $t$ the ratio $r_k/p_k$ is far above 1: drawn as $y'$ as often as any class, it is pulled towards the predictions for
-# majorities' images more often than it is trained on its own. With a uniform $r$ the rare classes lose most.
+# large $t$ the ratio $r_k/p_k$ is far above 1: drawn as $y'$ as often as any class, it is pulled towards the
+# predictions for majorities' images more often than it is trained on its own. With a uniform $r$ the rare classes lose
+# most.
 
 # %%
 uniform = torch.full((C,), 1 / C, dtype=torch.float64)
@@ -989,5 +993,5 @@ print(
 # ```
 #
 # **Take-away.** RS repeats, ADA varies, focal looks elsewhere; CBDM and OC blur the classes where noise is large, and
-# count on guidance to sharpen them. **Next.** {doc}`10_metrics`: what FID and the others measure, and the paper's tables
-# beside ours.
+# count on guidance to sharpen them. **Next.** {doc}`10_metrics`: what FID and the others measure, and the paper's
+# tables beside ours.

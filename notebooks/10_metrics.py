@@ -82,9 +82,10 @@ print(f"generated {x.shape}, real {y.shape}")
 # $$
 #
 # In one dimension the best coupling is perfect correlation, $\operatorname{Cov}(u, v) = \sigma_1 \sigma_2$, which makes
-# $d^2 = (m_1 - m_2)^2 + (\sigma_1 - \sigma_2)^2$. In many dimensions a possible covariance of $u$ and $v$ is $S_1^{1/2} K S_2^{1/2}$ with $\lVert K \rVert \le 1$, and its
-# trace at most the sum of the singular values of $S_2^{1/2} S_1^{1/2}$. That is $\operatorname{Tr} (S_1^{1/2} S_2
-# S_1^{1/2})^{1/2}$, of a matrix with the eigenvalues of $S_1 S_2$. So
+# $d^2 = (m_1 - m_2)^2 + (\sigma_1 - \sigma_2)^2$. In many dimensions a possible covariance of $u$ and $v$ is $S_1^{1/2}
+# K S_2^{1/2}$ with $\lVert K \rVert \le 1$, and its trace at most the sum of the singular values of $S_2^{1/2}
+# S_1^{1/2}$. That is $\operatorname{Tr} (S_1^{1/2} S_2 S_1^{1/2})^{1/2}$, of a matrix with the eigenvalues of $S_1
+# S_2$. So
 #
 # ```{math}
 # :label: eq-fid
@@ -313,11 +314,11 @@ for name, values in curves["fid"].items():
 # unbiased is not precise: at these sizes its deviation is larger than what separates the two sets.
 #
 # **FIDs of different numbers of images cannot be compared**, on either side of the comparison. That hits a long-tailed
-# table: its splits have fewer real images than the whole. On CIFAR-100 the reference of Few is 34 classes of 500 images,
-# where that of the overall score is 50,000 images. In the paper's Table 4 eight of nine FIDs of a split are *larger* than
-# the overall one of their row. Part of that is this bias. The rest is that pooling hides errors: the Gaussian of all
-# classes contains the spread between classes, and errors of different classes may cancel in its two moments. So compare
-# a split with the same split.
+# table: its splits have fewer real images than the whole. On CIFAR-100 the reference of Few is 34 classes of 500
+# images, where that of the overall score is 50,000 images. In the paper's Table 4 eight of nine FIDs of a split are
+# *larger* than the overall one of their row. Part of that is this bias. The rest is that pooling hides errors: the
+# Gaussian of all classes contains the spread between classes, and errors of different classes may cancel in its two
+# moments. So compare a split with the same split.
 #
 # ## Trap 2: a class of its own
 #
@@ -403,10 +404,10 @@ pd.DataFrame(table).T
 # Of the models, means over $n$ seeds from the records. **Without guidance the machine is ahead of DDPM and of CALL in
 # every column of FID and KID**, also on images that it has never "seen". Only the two re-samplings, which copy as well,
 # keep up with it, on Few: ahead by FID, level or behind by KID. Its images are perfect. There are just few of them, and
-# two or three moments do not notice. (With guidance most methods pass it on Few, {doc}`09_rivals`.) Recall does: on Few
-# it is near zero, and against unseen images lower still. So does
-# `copies`, the share of generated images whose nearest real image was trained on. ({cite:t}`meehan2020copying` make a
-# statistical test of such distances, with a training set, a held-out set and a generated one, as here.)
+# two or three moments do not notice. (With guidance most methods pass it on Few, {doc}`09_rivals`.) Recall does notice:
+# on Few it is near zero, and against unseen images lower still. So does `copies`, the share of generated images whose
+# nearest real image was trained on. ({cite:t}`meehan2020copying` make a statistical test of such distances, with a
+# training set, a held-out set and a generated one, as here.)
 #
 # Two lessons. A long-tailed FID needs a recall and a copy check beside it. And the reference should not contain the
 # training images: for Many, where most of the real images *are* training images, we have no other choice, and say so.
@@ -432,8 +433,8 @@ beside_fid.round(2)
 # %% [markdown]
 # On the whole a worse FID comes with a *higher* recall: OC, whose samples without guidance are far off, has more of it
 # than DDPM, and ADA has most. Recall's balls lie around the generated images. Where these are scattered the balls are
-# large, and cover real images that nothing generated is like. Precision, with its balls around the real images, falls. So
-# read the two as a pair. {cite:t}`naeem2020reliable` name this weakness, and draw all balls around real images:
+# large, and cover real images that nothing generated is like. Precision, with its balls around the real images, falls.
+# So read the two as a pair. {cite:t}`naeem2020reliable` name this weakness, and draw all balls around real images:
 # *coverage* is the share of the balls with a generated image inside, *density* counts in how many of them a generated
 # image lies.
 #
@@ -455,9 +456,8 @@ for name, logits in named.items():
 print(f"one image a class: FID {scores['fid']:.1f}, recall {scores['recall']:.3f}")
 
 # %% [markdown]
-# To IS this is better than reality. It can tell neither collapse within a class nor, when
-# labels are balanced by hand, anything about imbalance; {cite:t}`barratt2018is` list more. The paper reports it and
-# says as much.
+# To IS this is better than reality. It can tell neither collapse within a class nor, when labels are balanced by hand,
+# anything about imbalance; {cite:t}`barratt2018is` list more. The paper reports it and says as much.
 #
 # ## Trap 5: the extractor decides
 #
@@ -585,15 +585,16 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # The last column is how many seeds of each, at least two, would put a difference of that size two standard errors away
 # from zero, $4\,(s_1^2 + s_2^2) / \Delta^2$, if nothing were paired. Pairing helps where both methods see the same, and
-# it is why we compare seed by seed. And of such experiments half would still miss such a difference: a mean that is
-# expected at two standard errors lies below them as often as above. With a few seeds even the deviations are guesses.
+# it is why we compare seed by seed. And half of such experiments would still miss it: an estimate that is expected at
+# two standard errors falls below two standard errors as often as above. With a few seeds even the deviations are
+# guesses.
 #
 # ## The paper's tables, and ours
 #
 # `results/paper` holds every cell of the paper's five tables; `records.paper_and_ours` sets beside each cell our
 # records of the same data, method and settings **if they are comparable**: profile `paper` (300,000 steps, 50,000
-# images) and the Inception extractor. A table has a column of ours once there is such a record. Our numbers of other profiles are
-# measurements, of something else; they come further down, in a table of their own.
+# images) and the Inception extractor. A table has a column of ours once there is such a record. Our numbers of other
+# profiles are measurements, of something else; they come further down, in a table of their own.
 
 # %%
 DATA = {
@@ -699,11 +700,12 @@ frame.assign(**{"KID, before rounding": kid_lead})
 #
 # This describes the tables and tests nothing. The paper does not say over how many runs, or over what, its deviations
 # are; over $n$ runs the standard error of a mean is $\sqrt n$ times smaller than the deviation. The best of up to six
-# baselines is chosen by the very score that it is compared by. And the last column has how little rounding leaves of some
-# of KID's leads.
+# baselines is chosen by the very score that it is compared by. And the last column shows how little of some of KID's
+# leads is left once rounding is allowed for.
 #
 # Two of the four gains over DDPM that one sentence of the paper's Section 5.2 states do not follow from its Table 1: it
-# has 2.725 (CIFAR-10, IR 100) and 2.571 (CIFAR-100, IR 50), where the cells differ by 2.970 and 2.631. We keep the cells.
+# has 2.725 (CIFAR-10, IR 100) and 2.571 (CIFAR-100, IR 50), where the cells differ by 2.970 and 2.631. We keep the
+# cells.
 #
 # ### Ours, on digits
 #
@@ -762,19 +764,19 @@ print("standard deviation of the difference; here as in chapter 11")
 pd.DataFrame(directions).T.fillna("not run")
 
 # %% [markdown]
-# Which directions carry over ({doc}`11_ablations` has the words for ours) is decided by the guidance scale. At 2.5, where
-# DDPM is far from its own best and OC at the best that it had, CBDM, OC and OC + CALL are ahead of DDPM, as in print, and
-# no others are: ADA is behind it in each seed, and so, by a little, is CALL on DDPM's loss. Without guidance those three
-# are turned round, and at 1.5 RS is worse than DDPM, as in print. The paper does not say at which scale it compares. With one small data set and a few seeds we would not read more into it. The paper's
-# grids are ready to run ({doc}`../book/sweeps`); once their records are in `results/`, the tables above show them, as
-# does `python -m callkit table --paper 1`.
+# Which directions carry over ({doc}`11_ablations` has the words for ours) is decided by the guidance scale. At 2.5,
+# where DDPM is far from its own best and OC at the best that it had, CBDM, OC and OC + CALL are ahead of DDPM, as in
+# print. Of the others only focal loss is, in each of three seeds, by an interval that contains 1; ADA is behind DDPM in
+# each seed, and so, by a little, is CALL on DDPM's loss. Without guidance those three are behind DDPM, and at 1.5 RS
+# is, as in print. The paper does not say at which scale it compares. With one small data set and a few seeds we would
+# not read more into it. The paper's grids are ready to run ({doc}`../book/sweeps`); once their records are in
+# `results/`, the tables above show them, as does `python -m callkit table --paper 1`.
 #
 # ```{admonition} Pitfalls
 # :class: warning
 # * **Random labels.** Draw the labels of generated images at random, and a rare class has a few more or fewer than a
 #   common one; draw them from the training frequencies, and the score hides the tail.
-# * **A set compared with itself, shuffled.** It makes the standard deviation of FID as small as one likes, and says
-#   nothing of seeds.
+# * **A deviation over reshuffles of one generated set.** It can be as small as one likes, and says nothing about seeds.
 # * **Floats.** An image is 8 bits. Scores of unrounded samples are others.
 # * **Test set, training set.** "CIFAR-10 FID" has been computed against both.
 # * **Recall alone rewards scatter.** A high one means something where precision is not low.
@@ -803,9 +805,9 @@ pd.DataFrame({"Gaussian": fake, "DDPM": {k: ours[k] for k in fake}}).T.map(
 )
 
 # %% [markdown]
-# FID prefers the Gaussian cloud to samples of digits, and so does recall: balls around a cloud are large. KID has a third
-# moment to object with, and precision sees that hardly any of the cloud is near a real image. Coverage, whose balls lie
-# around the real images, sees it too:
+# FID prefers the Gaussian cloud to samples of digits, and so does recall: balls around a cloud are large. KID has a
+# third moment to object with, and precision sees that hardly any of the cloud is near a real image. Coverage, whose
+# balls lie around the real images, sees it too:
 
 
 # %%

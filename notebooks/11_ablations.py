@@ -15,8 +15,8 @@
 # (ch-ablations)=
 # # 11 · Ablations
 #
-# **Objective.** Change one thing of CALL at a time, $\lambda$, its two terms, rank, place, the network's widths, and say
-# what the change is worth, with an interval. **Prerequisites.** {doc}`04_general_and_expert`,
+# **Objective.** Change one thing of CALL at a time, $\lambda$, its two terms, rank, place, the network's widths, and
+# say what the change is worth, with an interval. **Prerequisites.** {doc}`04_general_and_expert`,
 # {doc}`07_a_floor_for_the_loss`. **Time.** 20 minutes to read, seconds to run. **The one figure.**
 # {numref}`fig-ablations`.
 #
@@ -50,9 +50,9 @@ everywhere = (*splits, "overall")
 # ## What a difference is worth
 #
 # Before any ablation, the ruler. Let $F_s$ be the FID of a method with seed $s$ and $F'_s$ that of what it is compared
-# with. The training images are the same for all runs; a seed fixes the batches, every timestep and noise of training, and
-# the noise that sampling starts from, and both methods meet the same (but for RS, which draws other images, and ADA,
-# whose warps come before timesteps and noise). So compare *within* a seed, then average:
+# with. The training images are the same for all runs; a seed fixes the batches, every timestep and noise of training,
+# and the noise that sampling starts from, and both methods meet the same (but for RS, which draws other images, and
+# ADA, whose warps come before timesteps and noise). So compare *within* a seed, then average:
 #
 # ```{math}
 # :label: eq-paired
@@ -61,8 +61,8 @@ everywhere = (*splits, "overall")
 # \frac{F}{F'} = e^{\bar d} \ \bigl[\, e^{\bar d - \dots},\ e^{\bar d + \dots} \bigr] ,
 # ```
 #
-# with $t_{n-1}$ the 97.5 % quantile of Student's distribution with $n - 1$ degrees of freedom: 4.30 for three seeds, 2.78
-# for five. It is the {term}`paired interval` of this book. In full, for CALL against DDPM on Few:
+# with $t_{n-1}$ the 97.5 % quantile of Student's distribution with $n - 1$ degrees of freedom: 4.30 for three seeds,
+# 2.78 for five. It is the {term}`paired interval` of this book. In full, for CALL against DDPM on Few:
 
 # %%
 ddpm, call = study.select("ddpm"), study.select("call")
@@ -144,11 +144,12 @@ pd.DataFrame({"smallest p": smallest}).rename_axis("seeds").T.round(3)
 # these agreed in CALL's favour. If seeds are added until an interval excludes 1, a 95 % interval covers the truth less
 # often than 95 %; {doc}`12_does_the_gain_last` sets the first three and the added two side by side.
 #
-# **What does a seed fix?** On one machine, with one version of everything, the run, bit for bit. With other dropout masks
-# the same seed is another run, and another PyTorch may make one. Our code drew these masks in another way until 24
-# November 2026; so the rows of other $\lambda$ below share images, timesteps and noise with what they are compared with,
-# and not the masks. (Nor do "no consistency" in seeds 1 and 2, and "no diversity" in seed 2.) Some seeds were trained
-# again after that to be sampled with guidance. Their loss curves tell:
+# **What does a seed fix?** On one machine, with one version of everything, the run, bit for bit. With other dropout
+# masks the same seed is another run, and with another version of PyTorch it may be. Our code drew these masks in
+# another way until 24 November 2026, when seeds 0 to 2 of DDPM and of CALL had been trained. So in these seeds most
+# rows below share images, timesteps and noise with what they are compared with, but not the masks; in seeds 3 and 4
+# they share the masks as well. Some seeds were trained again after that to be sampled with guidance. Their loss curves
+# tell which:
 
 # %%
 curves = {}
@@ -191,8 +192,8 @@ if again:
 
 # %% [markdown]
 # CALL is ahead in both again. But the seed whose ratio was by far the lowest of all had a bad run of DDPM to thank for
-# it: the second one is better by a tenth on Few, where CALL's whole lead is a seventh. Pairing removes the luck that two
-# runs share, and not this kind. It stays in the differences, and the interval is made of those.
+# it: the second one is better by a tenth on Few, where CALL's whole lead is a seventh. Pairing removes the luck that
+# two runs share, and not this kind. It stays in the differences, and the interval is made of those.
 #
 # ## The variants
 #
@@ -264,11 +265,11 @@ for title, settings in {
     found = [name for name, o in variants.items() if o and next(iter(o)) in settings]
     print(f"{title:>7}: {', '.join(found) or 'no record yet'}")
 
-# %% mystnb={"figure": {"caption": "FID of θ over that of DDPM with the same seed, by split, on a logarithmic axis: a dot per seed, a bar for the 95 % interval of the mean; n seeds. Left of the dotted line CALL is better. The default has other seeds than the rest; the next figure compares with it seed by seed. From the records in results/, without guidance.", "name": "fig-ablations"}, "image": {"alt": "Three panels, Many, Medium and Few, a row per variant of CALL. Means scatter about the line of DDPM; on Few that of the default lies to the left of it. Intervals of three seeds are wide, and most hold the line.", "classes": "dark-light"}}
+# %% mystnb={"figure": {"caption": "FID of θ over that of DDPM with the same seed, by split, on a logarithmic axis: a dot per seed, a bar for the 95 % interval of the mean; n seeds. Left of the dotted line CALL is better. The default has other seeds than the rest; the next figure compares with it seed by seed. From the records in results/, without guidance.", "name": "fig-ablations"}, "image": {"alt": "Three panels, Many, Medium and Few, a row per variant of CALL. Means scatter about the line of DDPM; on Few that of the default lies to the left of it. Intervals of three seeds are wide, and most include the line.", "classes": "dark-light"}}
 figure("ddpm", variants)
 # %% [markdown]
-# An ablation asks another question: not whether a variant beats DDPM, but whether the change matters. So compare with the
-# default CALL:
+# An ablation asks another question: not whether a variant beats DDPM, but whether the change matters. So compare with
+# the default CALL:
 
 # %% mystnb={"figure": {"caption": "The same runs over the default CALL with the same seed: right of the dotted line the change does harm.", "name": "fig-ablations-default"}, "image": {"alt": "Three panels, Many, Medium and Few, a row per variant of CALL against the default one. Means lie on both sides of the line.", "classes": "dark-light"}}
 same_width = {name: o for name, o in variants.items() if o and "channel_mult" not in o}
@@ -307,9 +308,9 @@ for name, overrides in same_width.items():
 pd.DataFrame(table).T
 
 # %% [markdown]
-# Read it with the rule: a row of one seed has no interval. And read all of it: of what excludes 1 against DDPM the
-# default, with five seeds where the others have three, and λ = 0.8 speak for CALL, both on Few; the rest is a loss on
-# Many.
+# Read it with the rule: a row of one seed has no interval. And read all of it: of the intervals that exclude 1 against
+# DDPM two speak for CALL, both on Few: those of the default, with five seeds where the others have three, and of
+# λ = 0.8; the rest are losses on Many.
 #
 # ## λ
 #
@@ -318,9 +319,9 @@ pd.DataFrame(table).T
 # peaking around $\lambda = 1.0$", on CIFAR-10 and CIFAR-100. The figure's values are not in the text.
 # ```
 #
-# What should $\lambda$ do? Suppose the base loss does not care how $\theta$ is split into $\theta^g$ and $\theta^e$, as in
-# the two-number model of {eq}`eq-two-numbers`. Then a class comes to rest where the slope of the allocation loss in $D$
-# vanishes,
+# What should $\lambda$ do? Suppose the base loss does not care how $\theta$ is split into $\theta^g$ and $\theta^e$, as
+# in the two-number model of {eq}`eq-two-numbers`. Then a class comes to rest where the slope of the allocation loss in
+# $D$ vanishes,
 #
 # ```{math}
 # :label: eq-lambda-rest
@@ -329,9 +330,9 @@ pd.DataFrame(table).T
 # ```
 #
 # if $\omega_\text{Div} > \omega_\text{Con}$, and at $D^* = 0$ otherwise. $\lambda$ cancels. It decides *when* the two
-# predictions part, the rate of leaving the saddle being that of {doc}`07_a_floor_for_the_loss` with $\lambda \kappa$ for
-# $\kappa$, and not *how far*. At $\lambda = 0$ the argument is silent: $BA$ is then a part of the weights like any other, and
-# nothing pushes the two predictions apart or holds them together. The records have $D$ during training:
+# predictions part, the rate of leaving the saddle being that of {doc}`07_a_floor_for_the_loss` with $\lambda \kappa$
+# for $\kappa$, and not *how far*. At $\lambda = 0$ the argument is silent: $BA$ is then a part of the weights like any
+# other, and nothing pushes the two predictions apart or holds them together. The records have $D$ during training:
 
 
 # %% tags=["hide-input"]
@@ -383,15 +384,15 @@ for axes, split in zip(plot.axes, two, strict=True):
     axes.axhline(level, color="k", linestyle=":", linewidth=1)
 plot
 # %% [markdown]
-# The means have the paper's shape, with their lowest at 1.2, and the dots do not decide it: above $\lambda = 0$ those
-# of different $\lambda$ overlap, and those that lie highest are of the seed that parts latest, or never.
+# The means have the paper's shape, with their lowest at 1.2, but the dots do not settle it: above $\lambda = 0$ those
+# of different $\lambda$ overlap, and the highest belong to the seed whose predictions part latest, or never.
 #
-# Where the two have parted, $D$ ends at the same place for every $\lambda$ that pushes, as the argument says. About
-# *when* the rows are less tidy: at half the $\lambda$ they part later, in one run not before its end; from 1 to 1.5 it
-# depends on the seed. So an ablation of $\lambda$ with a fixed number of steps compares, in part, for how long the two
-# have been apart. At
-# $\lambda = 0$ $D$ passes the mark as well, but it grows alike in all splits: capacity is reserved, and nothing is allocated.
-# That is the control that a claim for *allocation* has to beat, rather than plain DDPM:
+# Where the two predictions have parted, $D$ ends at the same value for every $\lambda > 0$, as the argument says. About
+# *when* they part the rows are less tidy: at $\lambda = 0.5$ they part later, in one run not before its end; from 1 to
+# 1.5 it depends on the seed. So an ablation of $\lambda$ with a fixed number of steps compares, in part, for how long
+# the two have been apart. At $\lambda = 0$ $D$ passes the mark as well, but it grows alike in all splits: capacity is
+# reserved, and nothing is allocated. That is the control that a claim for *allocation* has to beat, rather than plain
+# DDPM:
 
 # %%
 reserved = study.select("call", {"lam": 0.0})
@@ -429,11 +430,11 @@ for weights, symbol in (("theta", "θ"), ("theta_g", "θᵍ")):
 pd.DataFrame(rows).T.map("{:.4g}".format)
 
 # %% [markdown]
-# Consistency is what holds $\theta^g$ to the majorities: without it every class is pushed, and $\theta^g$ draws
-# nothing well. Diversity is what makes the two part: without it they stay one network. So the terms do what they are
-# for. Whether $\theta$, the network that is used, needs them is a separate question. The
-# paper's answer, from its Table 5 (CIFAR-100, base loss OC; not our measurement), beside ours (base loss DDPM), as the
-# overall FID over that of the whole CALL:
+# Consistency is what holds $\theta^g$ to the majorities: without it every class is pushed, and $\theta^g$ draws nothing
+# well. Diversity is what makes the two part: without it they stay one network. So the terms do what they are for.
+# Whether $\theta$, the network that is used, needs them is a separate question. The paper's answer, from its Table 5
+# (CIFAR-100, base loss OC; not our measurement), beside ours (base loss DDPM), as the overall FID over that of the
+# whole CALL:
 
 # %%
 paper = {
@@ -455,28 +456,28 @@ for term in ("consistency", "diversity"):
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Here, too, FID is higher without either term, overall and on Few, and about that of DDPM: what CALL gains in these runs
-# takes both. (Three seeds had agreed on that before two were added, see above. And where CALL gains nothing, there is
-# nothing to ablate.)
+# Here, too, FID is higher without either term, overall and on Few, and about that of DDPM: what CALL gains in these
+# runs takes both. (Three seeds had agreed on that before two were added, see above. And where CALL gains nothing, there
+# is nothing to ablate.)
 
 # %% [markdown]
 # ## Rank, place, widths, bound
 #
-# * **Rank and place.** Rows "rank …", "3 × 3 only" (convolutions), "embedding only" (its projections), "all but embedding"
-#   and "whole network" of the figures. How many parameters each takes, and what becomes of $\theta^g$, is in
+# * **Rank and place.** Rows "rank …", "3 × 3 only" (convolutions), "embedding only" (its projections), "all but
+#   embedding" and "whole network" of the figures. How many parameters each takes, and what becomes of $\theta^g$, is in
 #   {doc}`07_a_floor_for_the_loss`. If $\theta$ and $\theta^g$ part in one or two directions of a few small matrices
-#   ({doc}`08_inside_the_expert`), one would expect rank to decide little, and those matrices alone to do. So it is, as far
-#   as three seeds can tell: with them alone the mean lead over DDPM on Few is about that of the default. (Overall
-#   they are 4 percent behind the default, by an interval that excludes 1; the default's runs of these seeds are older and
-#   had other dropout masks.)
+#   ({doc}`08_inside_the_expert`), one would expect rank to decide little, and those matrices alone to suffice. So it
+#   is, as far as three seeds can tell: with them alone the mean lead over DDPM on Few is about that of the default.
+#   (Overall they are 4 percent behind the default, by an interval that excludes 1; the default's runs of these seeds
+#   are older and had other dropout masks.)
 # * **Widths.** The paper varies the multipliers of its channels (Figure 5) and finds "clear advantages across different
 #   network configurations". Rows "widths …" compare with a DDPM *of the same widths*; if there is none, we have not run
 #   it.
 # * **The bound** has its own chapter, {doc}`07_a_floor_for_the_loss`, for without one there is nothing to ablate.
-# * **Numbers.** bfloat16 has its matrix products in 16 bits, which makes a training step faster
+# * **Precision.** With bfloat16 matrix products are computed in 16 bits, which makes a training step faster
 #   ({doc}`04_general_and_expert`). It is no part of the method, and should make no difference; on CIFAR-10, with
-#   attention in it, it made a large one ({doc}`16_cifar10`). Its one run on digits, from when attention was in bfloat16
-#   as well, over the default's of that seed, is nothing that one run could tell from chance:
+#   attention in it, it made a large one ({doc}`16_cifar10`). Here is the ratio of its one run on digits, from when
+#   attention was in bfloat16 as well, to the default's run of that seed. One run cannot tell it from chance:
 
 # %%
 for half in everything:
@@ -576,12 +577,12 @@ for kind, draw in (("normal", draws), ("log-normal", np.exp(draws) - np.exp(0.5)
     print(f"{kind}: {np.mean(covered):.1%} of the intervals hold the mean")
 
 # %% [markdown]
-# For a normal distribution it does. For a skewed one it does not, and with three values one cannot see the skew: another
-# reason for logarithms, and for more seeds.
+# For a normal distribution it does. For a skewed one it does not, and with three values one cannot see the skew:
+# another reason for logarithms, and for more seeds.
 #
 # ```{solution-end}
 # ```
 #
 # **Take-away.** Pair by seed, state the number of seeds, and let the interval decide: a change that no interval
-# supports is a direction at best.
-# **Next.** {doc}`12_does_the_gain_last`: CALL in longer training, on other data and on other base losses.
+# supports is a direction at best. **Next.** {doc}`12_does_the_gain_last`: CALL in longer training, on other data and on
+# other base losses.

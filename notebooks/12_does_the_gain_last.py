@@ -16,8 +16,8 @@
 # # 12 · Does the gain last?
 #
 # **Objective.** Take the gain that {doc}`04_general_and_expert` found to longer training, other data, other base losses
-# and guidance; see where it stays, and what it is. **Prerequisites.** {doc}`09_rivals`, {doc}`11_ablations`. **Time.** 15
-# minutes to read, seconds to run. **The one figure.** {numref}`fig-gain`.
+# and guidance; see where it stays, and what it is. **Prerequisites.** {doc}`09_rivals`, {doc}`11_ablations`. **Time.**
+# 15 minutes to read, seconds to run. **The one figure.** {numref}`fig-gain`.
 #
 # Everything here is computed from the records in `results/` when the page is built.
 
@@ -55,10 +55,10 @@ study, everything = notebook.study(**words)
 gains = tables.gains(everything)
 tables.gain_figure(gains)
 # %% [markdown]
-# The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes 1,
-# *better in each seed* or *worse in each seed* if only the signs agree. Rows of one study with several scales are the
-# same networks, sampled again, or on digits in some seeds second trainings ({doc}`11_ablations` lists them): not findings
-# of their own.
+# The same in numbers, and overall, with the rule of {doc}`11_ablations`: *better* or *worse* if the interval excludes
+# 1, *better in each seed* or *worse in each seed* if only the signs agree. Rows of one study at several scales are of
+# the same networks, sampled again, or on digits in some seeds of second trainings ({doc}`11_ablations` lists them).
+# They are not independent findings.
 
 # %% tags=["remove-input", "prose-table"]
 # an interval is kept on one line
@@ -80,40 +80,41 @@ print(
 )
 
 # %% [markdown]
-# The rule is strict with rows that depend on each other, as these do. What stands best is the row that it leaves, and the
-# one that was planned in one go, digits with other images; the other rows of the six are of the same networks, or had two
-# seeds added after three agreed. And this is by FID. By KID the rows on DDPM's loss are open, and of those on OC the one
-# on digits without guidance; the other three stay ({ref}`sec-by-kid`).
+# The rule is strict with rows that depend on each other, as these do. Best supported are the row that it leaves and the
+# one that was planned in one go, digits with other images; the other rows of the six are of the same networks, or had
+# two seeds added after three agreed. And this is by FID. By KID the two rows on DDPM's loss are undecided, and so is
+# one of those on OC, on digits without guidance; the other three stay ({ref}`sec-by-kid`).
 #
-# **The gain depends on where one looks.** On DDPM's loss it is in the first row, where it was found, with other images of
-# the same digits, a direction at a milder imbalance ratio, and in no other row: not with guidance, not in longer
-# training, not on other data. On top of OC, the paper's base loss, it is there on both data sets without guidance and with a little of it, and not to be seen at
-# 2.5, the scale that OC is used with. On Few no interval here says that CALL does harm at equal numbers of *steps*, though
-# in three rows each seed is a little worse with it; overall one does, by four percent, on digits guided 2.5.
+# **The gain depends on where one looks.** On DDPM's loss it is in the first row, where it was found, and with other
+# images of the same digits; at a milder imbalance ratio there is a direction; and it is in no other row: not with
+# guidance, not in longer training, not on other data. On top of OC, the paper's base loss, it is there on both data
+# sets without guidance and with a little of it, and not to be seen at 2.5, the scale that OC is used with. On Few no
+# interval here says that CALL does harm at equal numbers of *steps*, though in three rows each seed is a little worse
+# with it; overall one does, by four percent, on digits guided 2.5.
 #
 # The last column says what the base loss itself is worth at that scale: its FID on Few over that of DDPM without
 # guidance. Where CALL is better on OC, OC is one and a half to eight times worse than that, for want of guidance.
 #
-# The next table keeps, of each base loss, only the scale at which that is best. Tried were 1 and 1.5, and 2.5 too for OC
-# on both data sets and for DDPM on digits; where the best is the largest one, it may lie beyond. CBDM needs guidance as
-# well, and with CALL has three seeds only without:
+# The next table keeps, for each base loss, only the scale at which the base loss itself is best. Tried were 1 and 1.5,
+# and 2.5 too for OC on both data sets and for DDPM on digits; where the best scale is the largest tried, the true best
+# may lie beyond. CBDM needs guidance as well, but with CALL it has three seeds only without guidance:
 
 # %%
 best = tables.gain_rows(tables.at_best_scale(gains))
 pd.DataFrame(best).set_index("where")[["seeds", "CALL / base on Few", "verdict, Few"]]
 
 # %% [markdown]
-# **Where each base loss is at the best of these scales, no gain is to be seen**, on either data set. That is not proof of
-# none: on OC the intervals leave room for one of a tenth. But who may choose the scale has nothing there to rely on. The
-# sections below go through it all.
+# **Where each base loss is at the best of these scales, no gain is to be seen**, on either data set. That is not proof
+# of none: on OC the intervals leave room for one of a tenth. But whoever can choose the scale has no gain there to rely
+# on. The sections below go through it all.
 #
 # ### Seeds that were added
 #
 # Where a row has five seeds, other images aside, two of them were run after three had been looked at, and in most rows
-# because these agreed in CALL's favour. (On Fashion-MNIST without OC they were run for the number alone, and so on digits
-# on DDPM's loss at 1.5 and on OC at 2.5: nothing was there to agree in its favour.) That makes an interval narrower than it should be: who stops where
-# three seeds suffice, and adds two where they only agree, finds 4 in 100 effects of nothing "better" and not 2.5. FID on
-# Few of CALL over its base loss, the first three and the two added:
+# because these agreed in CALL's favour. (On Fashion-MNIST without OC they were run only to have five, and so on digits
+# on DDPM's loss at 1.5 and on OC at 2.5: there the first three did not agree in its favour.) That makes an interval
+# narrower than it should be: whoever stops where three seeds suffice, and adds two where they only agree, calls 4 of
+# 100 null effects "better", and not 2.5. FID on Few of CALL over its base loss, the first three and the two added:
 
 # %%
 rows = {}
@@ -136,8 +137,8 @@ pd.DataFrame(rows).T
 #
 # ## Training for longer
 #
-# In 6,000 steps on digits each training image is seen 800 times. Here are such runs on their way and trained for twice as
-# long, at six stops:
+# In 6,000 steps on digits each training image is seen 800 times. Here are such runs, trained for twice as long and
+# measured at six stops on the way:
 
 # %% mystnb={"figure": {"caption": "Digits: FID of θ against training steps, a dot per seed and a line through the means, FID on logarithmic axes, without guidance. The runs at 6,000 steps are earlier ones than the others, and have five seeds where the others have three.", "name": "fig-steps-digits"}, "image": {"alt": "Three panels, Many, Medium and Few, with falling lines of DDPM and CALL from 1,500 to 12,000 steps. On Few that of CALL is the lower one from 3,000 to 9,000 steps, and both meet at 12,000.", "classes": "dark-light"}}
 way = records.by_steps(everything)[study.name]
@@ -147,11 +148,12 @@ curves
 # %% mystnb={"figure": {"caption": "The same runs: FID of CALL over that of DDPM with the same seed and as many steps.", "name": "fig-steps-ratio-digits"}, "image": {"alt": "Three panels with a row for each number of steps. On Few all dots lie on the line of DDPM at 1,500 steps, left of it in the mean from 3,000 to 9,000, and about it at 12,000. On Many and Medium they lie left of it at 12,000.", "classes": "dark-light"}}
 against_ddpm
 # %% [markdown]
-# At 1,500 steps the two predictions have not parted, and the methods are alike. From 3,000 to 9,000 CALL is ahead on Few in the mean;
-# from seed to seed the ratio differs by up to a quarter, and only the five seeds at 6,000 tell it from chance. **At
-# 12,000 steps no gain on Few is left to see.** Is that a change, or only a wide interval? The ratio at 12,000 over the
-# ratio at an earlier stop, seed by seed. (The runs that went on to 12,000 are in two seeds not the first ones at 6,000,
-# but second trainings, see {doc}`11_ablations`; here they meet themselves, from `benchmarks/again`.)
+# At 1,500 steps the two predictions have not parted, and the methods are alike. From 3,000 to 9,000 CALL is ahead on
+# Few in the mean; from seed to seed the ratio differs by up to a quarter, and only the five seeds at 6,000 tell it from
+# chance. **At 12,000 steps no gain on Few is left to see.** Is that a change, or only a wide interval? The ratio at
+# 12,000 over the ratio at an earlier stop, seed by seed. (In two seeds the runs that went on to 12,000 are not the
+# first ones at 6,000, but second trainings, see {doc}`11_ablations`; here each is compared with its own record at 6,000
+# steps, from `benchmarks/again`.)
 
 
 # %%
@@ -226,8 +228,8 @@ viz.copies_and_fid(
 # Both methods go down one road: FID falls as copies become more, and recall falls with it. At each stop CALL has a few
 # more copies in the mean. So part of its lead at equal steps is a lead *along* the road, to where one would not want to
 # be, and FID alone cannot tell ({doc}`10_metrics`). Not all of what FID rewards is copying, though: both end below the
-# FID of the training images themselves. {numref}`ex-equal-copies` takes the two apart. The means over the seeds that have
-# all stops:
+# FID of the training images themselves. {numref}`ex-equal-copies` takes the two apart. The means over the seeds that
+# have all stops:
 
 # %%
 SCORES = {
@@ -290,20 +292,20 @@ pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)[
 
 # %% [markdown]
 # **With other images the gain is there again**, in each of the five draws, and as large in the mean; and as these were
-# planned in one go, this row is the cleanest of {numref}`fig-gain`. This holds although DDPM's own FID on Few varies more
-# than twofold between draws, and by half between seeds of one draw. So the gain after 6,000 steps is not one of these
-# images alone.
+# planned in one go, this row is the cleanest of {numref}`fig-gain`. This holds although DDPM's own FID on Few varies
+# more than twofold between draws, and by half between seeds of one draw. So the gain after 6,000 steps is not one of
+# these images alone.
 #
-# At ratio 20 the same picture: without its expert the network is many times worse on Few and as good on Many, and with it
-# CALL is ahead of DDPM on Few in each of the three seeds, in the mean by somewhat less than at ratio 50, and within an
-# interval that holds 1. So it is on OC. The rivals stand in the same order as at ratio 50 ({doc}`09_rivals`): without
-# guidance CBDM and OC are even further behind, and RS is ahead on Few, in the mean by more.
+# At ratio 20 the same picture: without its expert the network is many times worse on Few and as good on Many, and with
+# it CALL is ahead of DDPM on Few in each of the three seeds, in the mean by somewhat less than at ratio 50, and within
+# an interval that contains 1. So it is on OC. The rivals stand in the same order as at ratio 50 ({doc}`09_rivals`):
+# without guidance CBDM and OC are even further behind, and RS is ahead on Few, in the mean by more than at 50.
 #
 # ## Other data
 #
 # Fashion-MNIST, here at 8 × 8 as well, has 60 images of its rarest class where digits have 3, and a test set of its own
-# to be compared with. A run of 10,000 steps sees each image 43 times, and copies next to nothing: the nearest real image
-# of a sample was trained on hardly more often than chance has it. Each run was stopped four times to be measured:
+# to be compared with. A run of 10,000 steps sees each image 43 times, and copies next to nothing: the nearest real
+# image of a sample was trained on hardly more often than chance has it. Each run was stopped four times to be measured:
 
 # %% mystnb={"figure": {"caption": "Fashion-MNIST at 8 × 8, IR 100: FID of θ against training steps, a dot per seed and a line through the means, FID on logarithmic axes, without guidance.", "name": "fig-steps"}, "image": {"alt": "Three panels, Many, Medium and Few, with lines from 2,500 to 10,000 steps, which fall but for that of OC with CALL on Few, which is level. Those of DDPM and CALL lie on one another; OC and OC with CALL lie above.", "classes": "dark-light"}}
 fashion = records.by_steps(everything)[
@@ -317,7 +319,7 @@ against_ddpm
 # **On plain DDPM the gain of the digits is not there.** In every split and at every number of steps the two are level,
 # and after 10,000 the intervals are narrow enough to say more: on Few and overall they leave no room for a gain of six
 # percent. It is not that nothing was allocated. $D$ on Few ends at 0.27 to 0.29, where digits end at 0.23 to 0.25. The
-# first logged step at which it passes a hundredth, where the predictions part:
+# predictions part where it passes a hundredth; the first of the 25 points of each record's curve at which it has:
 
 
 # %%
@@ -333,8 +335,9 @@ for name, at in {"digits": study, "Fashion-MNIST": end}.items():
         print(f"{name}, {TITLES[method]}: {parted(at.select(method))}")
 
 # %% [markdown]
-# So after 2,500 steps on Fashion-MNIST, before four of five runs of CALL have parted, its being level says nothing; later
-# it does. And without its expert the network is several times worse on Few:
+# So on Fashion-MNIST being level after 2,500 steps says nothing: only one of five runs of CALL has parted by then (at
+# 2,400, on the finer curve of the records at that stop). Later it does. And without its expert the network is several
+# times worse on Few:
 
 # %%
 theta, general = (end.select("call", weights=w) for w in ("theta", "theta_g"))
@@ -350,7 +353,8 @@ pd.DataFrame(
 #
 # ### Four times the pixels
 #
-# Is 8 × 8 too small to tell? The same images, pooled to 16 × 16, half as many steps at most, and so far one pair of runs:
+# Is 8 × 8 too small to tell? The same images, pooled to 16 × 16, half as many steps at most, and so far one pair of
+# runs:
 
 # %%
 larger = records.by_steps(everything)[
@@ -366,14 +370,14 @@ print(f"parted after {parted(larger[max(larger)].select('call'))} steps")
 pd.DataFrame(rows).T.sort_index(level=0, sort_remaining=False)
 
 # %% [markdown]
-# They part earlier, and as far: $D$ on Few ends at 0.28. Without its expert the network is as good on Many and four times
-# worse on Few. And the gain is not there either: in this pair CALL is *behind* on Few, by a seventh after 2,500 steps and
-# by 7 percent after 5,000. One pair has no interval; that there should be a gain of the size that digits had is not what
-# it suggests.
+# They part earlier, and as far: $D$ on Few ends at 0.28. Without its expert the network is as good on Many and four
+# times worse on Few. And the gain is not there either: in this pair CALL is *behind* on Few, by a seventh after 2,500
+# steps and by 7 percent after 5,000. One pair has no interval; but it does not suggest a gain of the size that digits
+# had.
 #
 # Was there nothing to gain? The simplest rival says what could be had: plain re-sampling, which draws rare classes more
-# often, half-way to balance by square roots or all the way, and changes neither loss nor network ({doc}`09_rivals`). Over
-# DDPM, at two guidance scales, and the means on Few:
+# often, half-way to balance by square roots or all the way, and changes neither loss nor network ({doc}`09_rivals`).
+# Over DDPM, at two guidance scales, and the means on Few:
 
 # %%
 rows = {}
@@ -387,13 +391,13 @@ frame[["seeds", "Many", "Few", "Overall"]]
 means_on_few({TITLES[m]: end.select(m) for m in ("ddpm", "call", "rs-sqrt", "rs")})
 
 # %% [markdown]
-# **Re-sampling brings FID on Few to about half of DDPM's, or less**: half-way for 2 to 7 percent on Many, all the way for
-# 13 to 15. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are few, half-way little
-# more than DDPM has, all the way nearly twice as many as chance would have (0.025). With full re-sampling the rarest
-# images were seen a thousand times each; on digits it was thirteen thousand times. (In the paper's training on CIFAR-10,
-# where RS is worse than DDPM, it would be thirty-eight thousand, or nine thousand if that was half-way: the paper does
-# not say.) Whoever trains on imbalanced data for as short
-# a time as we do should try this first.
+# **Re-sampling brings FID on Few to about half of DDPM's, or less**: half-way at a cost of 2 to 7 percent on Many, all
+# the way at one of 13 to 15. On digits it did so by copying. Here, against a test set, recall *rises*, and copies are
+# few, half-way little more than DDPM has, all the way nearly twice as many as chance would have (0.025). With full
+# re-sampling the rarest images were seen a thousand times each; on digits it was thirteen thousand times. (In the
+# paper's training on CIFAR-10, where RS is worse than DDPM, it would be thirty-eight thousand, or nine thousand if that
+# was half-way: the paper does not say.) Whoever trains on imbalanced data for as short a time as we do should try this
+# first.
 #
 # ## On the paper's base loss
 #
@@ -421,7 +425,7 @@ frame.rename_axis(["", "steps", "guidance"])[["seeds", "Many", "Few", "Overall"]
 # where on top of DDPM it is level. But look where the lead is: where OC is bad. At 2.5, the best scale that OC had, and
 # its authors' own, none is to be seen on Fashion-MNIST, nor on digits ({numref}`fig-gain`). How the ratio changes with
 # training, and with the scale, seed by seed (on digits the guided runs of seeds 1 and 2 are second trainings, too, and
-# meet the second unguided ones):
+# are compared with the unguided second ones):
 
 # %%
 changes = {
@@ -437,12 +441,12 @@ for name, both in changes.items():
     print(f"{name}: {change_words(before, after)}")
 
 # %% [markdown]
-# With training the lead shrinks. At 5,000 steps four of five runs of OC with CALL had parted some 600 steps
-# before, as the list above says, and were furthest ahead; the fifth, parted since 2,800, led by least. (On Few OC with
-# CALL is after 10,000 steps no better than after 5,000, in {numref}`fig-steps`, while OC improves.) With the scale it
-# shrinks on Fashion-MNIST in the mean, in intervals that reach 1; on digits it grows from 1 to 1.5, and at 2.5 none is
-# left to see. Again a head start, then, to what the base loss comes to by itself. Why on Fashion-MNIST it should show on
-# OC's loss and not on DDPM's we do not know. OC moves the targets of rare classes towards images of others, and so has
+# With training the lead shrinks. At 5,000 steps four of five runs of OC with CALL had parted some 600 steps before, as
+# the list above says, and were furthest ahead; the fifth, parted since 2,800, led by least. (On Few OC with CALL is
+# after 10,000 steps no better than after 5,000, in {numref}`fig-steps`, while OC improves.) With the scale it shrinks
+# on Fashion-MNIST in the mean, in intervals that reach 1; on digits it grows from 1 to 1.5, and at 2.5 none is left to
+# see. Again a head start, then, to what the base loss comes to by itself. Why on Fashion-MNIST it should show on OC's
+# loss and not on DDPM's we do not know. OC moves the targets of rare classes towards images of others, and so has
 # further to come.
 #
 # ## At equal time
@@ -485,17 +489,17 @@ for name, way_, ours, base, steps, base_steps, scale in (
 pd.DataFrame(rows).T.rename_axis(["", "steps"])
 
 # %% [markdown]
-# * **On DDPM's loss, on a CPU, CALL is behind at equal time.** In nine tenths of CALL's time DDPM is ahead on Few, in two
-#   of the three rows by more than chance: runs as short as these still learn fast, and half as many steps again bring
-#   more than CALL does. These two are early rows, in which the predictions of a seed have only just parted, or not yet;
-#   at 6,000 steps on digits, where all have, the interval holds 1 on Few and overall. On Many DDPM is ahead in all three.
-#   At the end of the runs no stop is left to compare with, but there the two are level at equal steps, and DDPM has
-#   needed 0.6 of the time.
+# * **On DDPM's loss, on a CPU, CALL is behind at equal time.** In nine tenths of CALL's time DDPM is ahead on Few, in
+#   two of the three rows by more than chance: runs as short as these still learn fast, and half as many steps again
+#   bring more than CALL does. These two are early rows, in which the predictions of a seed have only just parted, or
+#   not yet; at 6,000 steps on digits, where all have, the interval contains 1 on Few and overall. On Many DDPM is ahead
+#   in all three. At the end of the runs no stop is left to compare with, but there the two are level at equal steps,
+#   and DDPM has needed 0.6 of the time.
 # * **On OC it depends on the guidance**, in 1.2 times CALL's time. Without, where OC's FID on Few is 2.3 times that of
-#   DDPM, four of five seeds of CALL stay ahead there, and pay with a tenth on Many. At 1.5 all five are behind.
-# * **On a GPU the rows decide nothing.** With the ratio of a compiled network on an H200, 1.15, DDPM would have 1.3 times
-#   CALL's time in the first three rows and not nine tenths; there equal steps are the nearer comparison. And where
-#   training has converged a slower step costs nothing; our runs had not.
+#   DDPM, four of five seeds of CALL stay ahead on Few, and pay with a tenth on Many. At 1.5 all five are behind.
+# * **On a GPU the rows decide nothing.** With the ratio of a compiled network on an H200, 1.15, DDPM would have 1.3
+#   times CALL's time in the first three rows and not nine tenths; there equal steps are the nearer comparison. And
+#   where training has converged a slower step costs nothing; our runs had not.
 #
 # ## On top of re-sampling
 #
@@ -515,8 +519,8 @@ pd.DataFrame(rows).T[["seeds", "Few", "Overall"]]
 # %% [markdown]
 # On digits, beside what re-sampling itself gives, what CALL adds to it is small, and two seeds leave its sign open. On
 # Fashion-MNIST re-sampling half-way has brought FID on Few to half of DDPM's, with few copies, and **there CALL adds
-# nothing**: each seed is a little worse with it, by one to five percent on Few, and the interval holds 1. Its expert is
-# needed to draw Few as much as anywhere else.
+# nothing**: each seed is a little worse with it, by one to five percent on Few, and the interval contains 1. Its expert
+# is needed to draw Few as much as anywhere else.
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -589,7 +593,7 @@ for name, values in {
 #
 # ```{exercise}
 # :label: ex-best-stop
-# Who trains such a model would stop where FID on Few is lowest. Compare the methods so.
+# Someone who trains such a model would stop where FID on Few is lowest. Compare the methods at these stops.
 # ```
 #
 # ```{solution-start} ex-best-stop
@@ -628,10 +632,9 @@ for seed in ours:
 # ```{solution-end}
 # ```
 #
-# **Take-away.** CALL's gain on Few looks like a head start: it shrinks in longer training, and with the most training or
-# guidance that we tried none is to be seen on digits; on OC with Fashion-MNIST a part is still there after 10,000 steps.
-# On DDPM's loss other data do not have it; there re-sampling halves the FID on Few, and CALL adds nothing to that. At
-# the best scale that each base loss had none of it is to be seen, and at equal time on a CPU CALL is behind on DDPM's
-# loss. One
-# number of steps, one base loss and one guidance scale are one answer. **Next.** {doc}`13_your_own_data`: the method on a
-# folder of photos.
+# **Take-away.** CALL's gain on Few looks like a head start: it shrinks in longer training, and with the most training
+# or guidance that we tried none is to be seen on digits; on OC with Fashion-MNIST a part is still there after 10,000
+# steps. On DDPM's loss other data do not have it; there re-sampling halves the FID on Few, and CALL adds nothing to
+# that. At the best scale that each base loss had none of it is to be seen, and at equal time on a CPU CALL is behind on
+# DDPM's loss. One number of steps, one base loss and one guidance scale are one answer. **Next.**
+# {doc}`13_your_own_data`: the method on a folder of photos.

