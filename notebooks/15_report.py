@@ -217,8 +217,9 @@ Markdown(records.markdown(list(rows.values())))
 # %% [markdown]
 # No comparison changes sides, but some rest on one of the two scores alone. **The gain on Few on plain DDPM, with the
 # same images and with others, is decided by FID and left open by KID**, though its mean is below 0 in both. The gain on
-# OC on Fashion-MNIST stands by both, and KID sees it overall with a little guidance as well, where FID does not. Recall
-# and Inception score are in the records and not judged here.
+# OC on Fashion-MNIST stands by both, and KID sees it overall with a little guidance as well, where FID does not. So
+# do most comparisons of $\lambda$ and of the two terms rest on FID. Recall and Inception score are in the records and
+# not judged here.
 #
 # Three more claims are about networks rather than scores; each has its own measurement and rule:
 
@@ -239,7 +240,7 @@ Markdown(
 )
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The comparisons of CALL with itself and with its base loss that were run on digits at imbalance ratio 50, with 6,000 steps: ratio of the FIDs with the 95 % interval (none for one seed). The marker points to where the claim expects the ratio, a square expects about 1; the colour is the verdict, a hollow marker one of too few seeds; in brackets the number of seeds. From the records in results/.", "name": "fig-forest"}, "image": {"alt": "A line for each comparison. Those of CALL with its base loss lie within a quarter of 1: on Few left of it without guidance and on OC at 1.5, elsewhere about it. That of CALL without its expert on Few lies far right, as expected, and on Medium to the right, against expectation. Those without a term lie a little to the right, as expected; those with another λ or of a narrower network about 1, most on the expected side with intervals that reach over it.", "classes": "dark-light"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The comparisons of CALL with itself and with its base loss that were run on digits at imbalance ratio 50, with 6,000 steps: ratio of the FIDs with the 95 % interval (none for one seed). The marker points to where the claim expects the ratio, a square expects about 1; the colour is the verdict, a hollow marker one of too few seeds; in brackets the number of seeds. From the records in results/.", "name": "fig-forest"}, "image": {"alt": "A line for each comparison. Those of CALL with its base loss lie within a quarter of 1: on Few left of it without guidance and on OC at 1.5, elsewhere about it. That of CALL without its expert on Few lies far right, as expected, and on Medium to the right, against expectation. Those without a term, or with λ = 0, lie a little to the right, as expected; those of another λ lie about 1 over the default, and left of 1 over DDPM; those of a narrower network lie about 1.", "classes": "dark-light"}}
 def forest(of, table_1=False):
     """A line for each comparison of which a study has runs: those of Table 1, or all others."""
     lines = {}

@@ -347,6 +347,12 @@ def test_the_readme_shows_what_the_records_say():
     assert f"FID is {con} times CALL's, without diversity {div}, and about DDPM's; of the five seeds" in text
     assert all(len(of.seeds) == 5 for both in without.values() for of in both)
     assert all(of_ddpm.low < 1 < of_ddpm.high for of_ddpm, _ in without.values())
+    by_lam = {
+        lam: [paired(digits.select("call", {"lam": lam}), of, ratio=True) for of in pair]
+        for lam in (0.0, 0.5, 0.8, 1.2, 1.5)
+    }
+    assert f"the reserved parameters without the loss, it is {by_lam.pop(0.0)[0].words()} times CALL's" in text
+    assert all(of_call.low < 1 < of_call.high and of_ddpm.high < 1 for of_call, of_ddpm in by_lam.values())
     of_default = [
         paired(digits.select("call", {"bound": b}), digits.select("call"), s, ratio=True)
         for b in (0.01, 1.0)
