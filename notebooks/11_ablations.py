@@ -430,10 +430,9 @@ for weights, symbol in (("theta", "θ"), ("theta_g", "θᵍ")):
     for name, found in shared(changes, weights).items():
         if found:
             rows[name, symbol] = {"seeds": len(found)} | {
-                s.capitalize(): records.mean_std(found, "metrics", s, "fid")[0]
-                for s in everywhere
+                s.capitalize(): records.score_words(found, s, "fid") for s in everywhere
             }
-pd.DataFrame(rows).T.map("{:.4g}".format)
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # Consistency is what holds $\theta^g$ to the majorities: without it every class is pushed, and $\theta^g$ draws nothing
