@@ -385,7 +385,7 @@ for axes, split in zip(plot.axes, two, strict=True):
     axes.axhline(level, color="k", linestyle=":", linewidth=1)
 plot
 # %% [markdown]
-# From $\lambda = 0$ on the means fall, and from 1 to 1.5 they are level, on Few as overall. There is no peak to see,
+# The means fall from $\lambda = 0$ to 0.5 and change little from there on, on Few as overall. There is no peak to see,
 # and the dots could not settle one: they differ by seed far more than by $\lambda$.
 #
 # Where the two predictions have parted, $D$ ends at the same value for every $\lambda > 0$, as the argument says. It is
