@@ -193,12 +193,12 @@ for steps, at in list((way | {6_000: same_runs}).items())[1:-1]:
 # %%
 rows = {}
 for steps, at in way.items():
-    pair = at.select("call"), at.select("ddpm")
-    three = ([r for r in of if r["run"]["seed"] < 3] for of in pair)
+    call, ddpm = at.select("call"), at.select("ddpm")
+    three = [r for r in call if r["run"]["seed"] < 3]
     rows[f"{steps:,}"] = {
-        "Medium, seeds 0 to 2": paired(*three, "medium", ratio=True).words(),
-        "Medium, five seeds": paired(*pair, "medium", ratio=True).words(),
-        "Many, five seeds": paired(*pair, "many", ratio=True).words(),
+        "Medium, seeds 0 to 2": paired(three, ddpm, "medium", ratio=True).words(),
+        "Medium, five seeds": paired(call, ddpm, "medium", ratio=True).words(),
+        "Many, five seeds": paired(call, ddpm, "many", ratio=True).words(),
     }
 pd.DataFrame(rows).rename_axis(columns="steps").T
 
