@@ -167,6 +167,7 @@ class TrainConfig(Settings):
     branch_share: float = 1.0  # share of the batch that is predicted twice; below 1 an unbiased estimate, and cheaper
     # optimisation, Section 5.1
     lr: float = 2e-4
+    cooldown: int = 0  # steps of linear learning-rate decay towards 0 at the end
     dropout: float = 0.1
     label_drop: float = 0.1  # share of samples trained with the Null condition, for guidance
     grad_clip: float = 1.0
@@ -208,6 +209,7 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "base": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
     "steps": _COUNT,
     "warmup": (lambda v: v >= 0, "at least 0"),
+    "cooldown": (lambda v: v >= 0, "at least 0"),
     "batch_size": _COUNT,
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,

@@ -56,6 +56,7 @@ class TuneConfig(config.Settings):
     # optimisation: AdamW at a constant rate; the paper calls 3e-4 the initial one, and names no schedule
     lr: float = 3e-4
     warmup: int = 0
+    cooldown: int = 0
     weight_decay: float = 1e-6
     dropout: float = 0.1  # of what enters an adapter
     label_drop: float = 0.1  # share of samples trained with the empty prompt, for guidance

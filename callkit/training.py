@@ -80,8 +80,9 @@ def step_index(config: Settings, labels: Tensor, step: int) -> Tensor:
 
 
 def learning_rate(config: Settings, step: int) -> float:
-    """Of step `step`, counted from 0: grows linearly over `config.warmup` steps, then stays."""
-    return config.lr * min(1.0, (step + 1) / max(1, config.warmup))
+    """Of step `step`, counted from 0: grows linearly over `config.warmup` steps, stays, and falls linearly over the
+    last `config.cooldown`."""
+    return config.lr * min(1.0, (step + 1) / max(1, config.warmup), (config.steps - step) / max(1, config.cooldown))
 
 
 def ema_decay(config: Settings, step: int) -> float:
@@ -222,10 +223,12 @@ class _State:
             }
 
 
-def _same_run(config: Settings, saved: dict, path: Path) -> None:
-    if config.steps > saved["steps"]:
-        saved = saved | {"steps": config.steps}  # the first steps of a long run are those of a short one
+def _same_run(config: Settings, saved: dict, done: int, path: Path) -> None:
+    """ValueError unless the `done` steps of the run with the settings `saved` are the first ones of `config`'s."""
     try:
+        there = type(config).from_dict(saved)
+        if config.steps > there.steps and all(learning_rate(config, k) == learning_rate(there, k) for k in range(done)):
+            saved = saved | {"steps": config.steps, "cooldown": config.cooldown}
         changed = other_words(config, saved)
     except ValueError as error:
         raise ValueError(f"{path} belongs to another kind of run ({error}); use another run folder") from error
@@ -258,9 +261,9 @@ def train(
     """Minimise Eq. (6), yielding a StepRecord every `config.log_every` steps.
 
     run      the run folder (default `records.run_folder(config)`). A checkpoint there is resumed from; if it is
-             damaged, the one before. With more `steps` than it was planned for, it is made longer; other settings, or
-             another number of images in a class, raise ValueError before any work, and a process that trains there
-             already TrainingError.
+             damaged, the one before. With more `steps` than it was planned for, it is made longer, if its learning
+             rate was not falling yet; other settings, or another number of images in a class, raise ValueError before
+             any work, and a process that trains there already TrainingError.
     minutes  stop after that much time, the caller's with the records included, with a checkpoint; a later call goes on
              from there. `seconds`, of a record and in a checkpoint, are of training alone.
     compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
@@ -322,7 +325,7 @@ def carry_out(
     with locked(run) if distributed.rank() == 0 else nullcontext():
         found = load_newest(run, tensors=False)
         if found:
-            _same_run(config, found[-1]["config"], run / CHECKPOINT)
+            _same_run(config, found[-1]["config"], found[-1]["step"], run / CHECKPOINT)
         if not found or found[-1]["step"] < config.steps:
             yield from _steps(config, run, device, minutes, prepare())
 

@@ -40,6 +40,7 @@ from callkit.training import train
         (dict(where=3), "where must be a text, got 3"),
         (dict(num_res_blocks=0), "num_res_blocks must be at least 1, got 0"),
         (dict(warmup=-1), "warmup must be at least 0, got -1"),
+        (dict(cooldown=-1), "cooldown must be at least 0, got -1"),
         (dict(attention_levels=(0, 2)), r"attention_levels must lie in 0\.\.1, got \(0, 2\)"),
         (dict(attention_levels=(-1,)), r"attention_levels must lie in 0\.\.1, got \(-1,\)"),
         (dict(base_options={"gamma": 1.0}), "unknown base_options 'gamma' for base ddpm; known: none"),

@@ -19,7 +19,7 @@ def smoke(**options):
     return make_config(profile="smoke", **options)
 
 
-def by_hand(p, targets, lr, warmup, clip, largest_decay):
+def by_hand(p, targets, lr, warmup, cooldown, clip, largest_decay):
     """In float64, Adam on both losses of theta, theta^g = p, for `toy` below: the weights, their average and first
     moment; and for each step what is logged."""
     m = v = 0
@@ -34,13 +34,14 @@ def by_hand(p, targets, lr, warmup, clip, largest_decay):
         logged.append([*base.tolist(), distance.item(), base.mean().item(), allocation.item(), norm])
         g = g * min(1, clip / norm)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        p = p - lr * min(1, k / warmup) * (m / (1 - 0.9**k)) / (np.sqrt(v / (1 - 0.999**k)) + 1e-8)
+        rate = lr * min(1, k / warmup, (len(targets) + 1 - k) / cooldown)
+        p = p - rate * (m / (1 - 0.9**k)) / (np.sqrt(v / (1 - 0.999**k)) + 1e-8)
         decay = min(largest_decay, k / (9 + k))
         ema = decay * ema + (1 - decay) * p
     return {"model": p, "ema": ema, "exp_avg": m}, np.array(logged)
 
 
-def test_a_run_is_adam_with_warm_up_clipping_and_an_average_on_the_sum_of_both_losses(tmp_path, monkeypatch):
+def test_a_run_is_adam_with_warm_up_cool_down_clipping_and_an_average_on_the_sum_of_both_losses(tmp_path, monkeypatch):
     """A network of two free vectors, theta and theta^g, and two samples of which the second is compared."""
     start = torch.tensor([[1.0, -2.0, 0.5], [0.9, -1.7, 0.4]])
     targets = torch.randn(40, 2, 3, generator=torch.Generator().manual_seed(0))
@@ -57,7 +58,7 @@ def test_a_run_is_adam_with_warm_up_clipping_and_an_average_on_the_sum_of_both_l
         return batch, torch.tensor([0.7])
 
     monkeypatch.setitem(OBJECTIVES, "toy", toy)
-    numbers = dict(warmup=7, lr=0.05, grad_clip=0.3, ema_decay=0.5)
+    numbers = dict(warmup=7, cooldown=9, lr=0.05, grad_clip=0.3, ema_decay=0.5)
     c = smoke(base="toy", base_options={"shift": 0.25}, steps=40, batch_size=2, log_every=40, **numbers)
     pieces = training.Pieces(
         network=model,
@@ -70,7 +71,7 @@ def test_a_run_is_adam_with_warm_up_clipping_and_an_average_on_the_sum_of_both_l
         about={},
     )
     (record,) = training.carry_out(c, tmp_path, CPU, None, lambda: pieces)
-    tensors, logged = by_hand(start.double().numpy(), targets.double(), 0.05, 7, 0.3, 0.5)
+    tensors, logged = by_hand(start.double().numpy(), targets.double(), 0.05, 7, 9, 0.3, 0.5)
     found, _ = load_checkpoint(tmp_path / CHECKPOINT)
     for kind, (theta, general) in tensors.items():
         np.testing.assert_allclose(found[f"{kind}.theta"], theta, rtol=1e-3, atol=1e-4, err_msg=kind)

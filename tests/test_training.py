@@ -30,7 +30,7 @@ from callkit.checkpoints import (
 )
 from callkit.config import METHODS, TITLES, make_config
 from callkit.evaluation import record_divergence
-from callkit.training import EXPLODED, batch_index, resampled_index, step_seed, train
+from callkit.training import EXPLODED, batch_index, learning_rate, resampled_index, step_seed, train
 
 ROOT = records.REPOSITORY
 
@@ -126,6 +126,34 @@ def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_planned_so(fi
     assert all(torch.equal(v, longer[0][k]) for k, v in planned[0].items())
     with pytest.raises(ValueError, match=r"other settings \(steps: 20 there, 10 now\)"):
         next(train(smoke(steps=10), tmp_path))
+
+
+def test_the_learning_rate_falls_as_pytorchs_own_schedule_does():
+    config = smoke(steps=12, warmup=0, cooldown=5, lr=0.5)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    falling = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.0, total_iters=5)
+    expected = [0.5] * 7
+    for _ in range(5):
+        expected.append(falling.get_last_lr()[0])
+        optimiser.step()
+        falling.step()
+    assert [learning_rate(config, k) for k in range(12)] == pytest.approx(expected)
+    assert optimiser.param_groups[0]["lr"] == 0.0  # after the last step
+
+
+def test_a_run_whose_learning_rate_has_not_fallen_can_be_made_longer_and_cooled_down(tmp_path):
+    planned, grown = tmp_path / "planned", tmp_path / "grown"
+    list(train(smoke(steps=15, cooldown=5), planned))
+    list(train(smoke(steps=10), grown))
+    assert [r.step for r in train(smoke(steps=15, cooldown=5), grown)] == [15]
+    first, second = (load_checkpoint(run / CHECKPOINT) for run in (planned, grown))
+    assert first[1]["config"] == second[1]["config"]
+    assert all(torch.equal(v, second[0][k]) for k, v in first[0].items())
+    for longer in (dict(), dict(cooldown=5)):
+        with pytest.raises(ValueError, match=r"other settings .*steps: 15 there, 20 now"):
+            next(train(smoke(steps=20, **longer), grown))
+    with pytest.raises(ValueError, match=r"other settings \(cooldown: 5 there, 6 now\)"):
+        next(train(smoke(steps=15, cooldown=6), grown))
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 100])
