@@ -317,7 +317,7 @@ def test_the_readme_shows_what_the_records_say():
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
     better = [v for v in tables.gain_rows(gains) if v["verdict, Few"] == "better"]
     left = [str(where) for where in tables.left_by_holm(gains)]
-    assert len(gains) == 18 and len(better) == 7 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
+    assert len(gains) == 18 and len(better) == 8 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
     five, on_fashion = ([of.select(m) for m in ("call", "ddpm")] for of in (longer, fashion))
     three = [r for r in five[0] if r["run"]["seed"] < 3], five[1]
     on_medium = (paired(*pair, "medium", ratio=True).words() for pair in (three, five, on_fashion))
@@ -335,6 +335,8 @@ def test_the_readme_shows_what_the_records_say():
     assert by_kid.low < 0 < by_kid.high, "open"
     at_20 = paired(*(by_name["digits-ir20-cpu"].select(m) for m in ("call", "ddpm")), "few", "kid")
     assert at_20.high < 0 and at_20.seeds == [0, 1, 2, 3, 4], "at 20 it stays"
+    on_cbdm = paired(*(digits.select(m) for m in ("cbdm-call", "cbdm")), "few", "kid")
+    assert on_cbdm.low < 0 < on_cbdm.high and on_cbdm.seeds == [0, 1, 2, 3, 4], "open on CBDM"
     on_oc = (
         paired(*(of.select(m, guidance_scale=scale) for m in ("oc-call", "oc")), "few", "kid").high < 0
         for of in (digits, fashion)
