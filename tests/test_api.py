@@ -1,15 +1,21 @@
 """The API page: its examples run, and use everything that it lists; docstrings reach it as they were meant."""
 
 import doctest
+import inspect
 import re
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
+
+from callkit.checkpoints import StepRecord
+from callkit.config import TrainConfig
+from callkit.lora_config import TuneConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "book/api.md"
 sys.path.append(str(ROOT / "book/_ext"))
 
-from docstrings import to_rst  # noqa: E402
+from docstrings import default_dictionaries, to_rst  # noqa: E402
 
 
 def test_the_examples_run(tmp_path, monkeypatch):
@@ -42,3 +48,12 @@ def test_a_docstring_becomes_paragraphs_definitions_and_formulas():
         "::", "", "    D = a * b", "",
         "``rank``", "    a share", "    of min(d, k)", "``where``", "    a name", "",
     ]  # fmt: skip
+
+
+def test_a_default_that_is_made_anew_is_shown_as_the_empty_dictionary_that_it_is():
+    for kind in (TrainConfig, TuneConfig, StepRecord):
+        made_anew = [f for f in fields(kind) if f.default_factory is not MISSING]
+        assert made_anew and all(f.default_factory() == {} for f in made_anew)
+        shown, _ = default_dictionaries(None, "class", "", kind, None, str(inspect.signature(kind)), None)
+        assert shown.count(" = {}") == len(made_anew) and "<factory>" not in shown
+    assert default_dictionaries(None, "module", "", None, None, None, None) == (None, None)

@@ -1,4 +1,4 @@
-"""Let autodoc read callkit's docstrings, which are plain text: see `to_rst`."""
+"""Let autodoc read callkit's docstrings, which are plain text: see `to_rst`. And its default dictionaries."""
 
 import re
 
@@ -35,6 +35,12 @@ def _process(app, what, name, obj, options, lines):
     lines[:] = to_rst(lines)
 
 
+def default_dictionaries(app, what, name, obj, options, signature, returns):
+    """A dataclass shows a default that is made anew as <factory>; all of callkit's are empty dictionaries."""
+    return signature and signature.replace("<factory>", "{}"), returns
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _process)
+    app.connect("autodoc-process-signature", default_dictionaries)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
