@@ -158,8 +158,10 @@ figure
 #
 # ```{math}
 # :label: eq-plane-noise
-# \mathbf{x}_t = a_t\, \mathbf{x}_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal{N}(0, I), \qquad
+# \begin{gathered}
+# \mathbf{x}_t = a_t\, \mathbf{x}_0 + \sigma_t\, \epsilon, \qquad \epsilon \sim \mathcal{N}(0, I), \\
 # a_t = \sqrt{\bar\alpha_t},\; \sigma_t = \sqrt{1 - \bar\alpha_t},\; \bar\alpha_t = \prod_{i \le t} (1 - \beta_i) .
+# \end{gathered}
 # ```
 
 # %%
@@ -214,8 +216,10 @@ assert torch.allclose(schedule.q_sample(image(truth), t, image(eps)), image(x_t)
 #
 # ```{math}
 # :label: eq-plane-exact
-# \epsilon^*(\mathbf{x}_t, t, y) = \frac{\sigma_t}{v_t} \Bigl( \mathbf{x}_t - a_t \sum_k w_k \mu_k \Bigr), \qquad
+# \begin{gathered}
+# \epsilon^*(\mathbf{x}_t, t, y) = \frac{\sigma_t}{v_t} \Bigl( \mathbf{x}_t - a_t \sum_k w_k \mu_k \Bigr), \\
 # w_k \propto \pi_{k \mid y} \exp \Bigl( -\frac{\lVert \mathbf{x}_t - a_t \mu_k \rVert^2}{2 v_t} \Bigr) .
+# \end{gathered}
 # ```
 #
 # In code, all components of all classes are in one list, and class $y$ selects among them by its log weights. One more

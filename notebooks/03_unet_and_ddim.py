@@ -191,9 +191,10 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 #
 # ```{math}
 # :label: eq-unet-mean
-# \tilde\mu_t = \frac{1}{\sqrt{\alpha_t}} \Bigl( \mathbf{x}_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}\, \epsilon \Bigr),
-# \qquad
-# \mu_\theta = \frac{1}{\sqrt{\alpha_t}} \Bigl( \mathbf{x}_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}\, \epsilon_\theta(\mathbf{x}_t, t, y) \Bigr) .
+# \begin{aligned}
+# \tilde\mu_t &= \frac{1}{\sqrt{\alpha_t}} \Bigl( \mathbf{x}_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}\, \epsilon \Bigr), \\
+# \mu_\theta &= \frac{1}{\sqrt{\alpha_t}} \Bigl( \mathbf{x}_t - \frac{\beta_t}{\sqrt{1 - \bar\alpha_t}}\, \epsilon_\theta(\mathbf{x}_t, t, y) \Bigr) .
+# \end{aligned}
 # ```
 #
 # The divergence of two Gaussians, the second with variance $\sigma_t^2$ in each direction, depends on $\theta$ only

@@ -128,9 +128,11 @@ with torch.no_grad():
 #
 # ```{math}
 # :label: eq-call
-# \mathcal{L}_\text{CALL} = \omega_\text{Con}^y D - \omega_\text{Div}^y D, \qquad
+# \begin{gathered}
+# \mathcal{L}_\text{CALL} = \omega_\text{Con}^y D - \omega_\text{Div}^y D, \\
 # \omega_\text{Con}^y = \frac{C N_y}{\sum_c N_c}, \quad
 # \omega_\text{Div}^y = \frac{C}{N_y \sum_c 1/N_c} .
+# \end{gathered}
 # ```
 #
 # ```{margin} In the paper

@@ -151,8 +151,10 @@ sliders.explore(at_lam, "weight λ", lams, 1, live=[i / 10 for i in range(1, 101
 #
 # ```{math}
 # :label: eq-output-kernel
-# \mathcal{L}(K) = \mathbb{E} \lVert K f - \epsilon \rVert^2 - \mathbb{E}\,\kappa_y \lVert K (f - f^g) \rVert^2 , \qquad
+# \begin{gathered}
+# \mathcal{L}(K) = \mathbb{E} \lVert K f - \epsilon \rVert^2 - \mathbb{E}\,\kappa_y \lVert K (f - f^g) \rVert^2 , \\
 # H = \mathbb{E}\, f f^\top - \mathbb{E}\,\kappa_y (f - f^g)(f - f^g)^\top ,
+# \end{gathered}
 # ```
 #
 # with $\kappa_y = \omega_\text{Div}^y - \omega_\text{Con}^y$; up to a factor, $H$ is its matrix of second derivatives.

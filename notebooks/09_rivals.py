@@ -183,9 +183,11 @@ pd.DataFrame(rows | {"copy machine": few([machine])}).T
 #
 # ```{math}
 # :label: eq-ada
+# \begin{gathered}
 # \mathcal{L}_\text{ADA} = \mathbb{E}_{\mathbf{x}_0, y, g, t, \epsilon}\,
-# \lVert \epsilon_\theta(\mathbf{x}_t, t, y, a(g)) - \epsilon \rVert_2^2, \qquad
+# \lVert \epsilon_\theta(\mathbf{x}_t, t, y, a(g)) - \epsilon \rVert_2^2, \\
 # \mathbf{x}_t = \sqrt{\bar\alpha_t}\, g(\mathbf{x}_0) + \sqrt{1 - \bar\alpha_t}\,\epsilon ,
+# \end{gathered}
 # ```
 #
 # and sampling uses $a(\text{identity}) = 0$. The best network for {eq}`eq-ada` is, at $a = 0$, the best network
@@ -331,9 +333,11 @@ figure
 #
 # ```{math}
 # :label: eq-cbdm
+# \begin{gathered}
 # \mathcal{L}_\text{CBDM} = \lVert h - \epsilon \rVert^2 + \tau\,\frac{t}{T} \Bigl(
-# \lVert h - \operatorname{sg}(h') \rVert^2 + \gamma\, \lVert \operatorname{sg}(h) - h' \rVert^2 \Bigr),
-# \qquad y' \sim r, \quad \tau = 1,\ \gamma = \tfrac14 .
+# \lVert h - \operatorname{sg}(h') \rVert^2 + \gamma\, \lVert \operatorname{sg}(h) - h' \rVert^2 \Bigr), \\
+# y' \sim r, \quad \tau = 1,\ \gamma = \tfrac14 .
+# \end{gathered}
 # ```
 #
 # ```{margin} τ in paper and code
@@ -412,8 +416,10 @@ viz.image_rows(rows, [f"t = {t}" for t in levels])
 #
 # ```{math}
 # :label: eq-cbdm-fixed
-# p_k\,(h_k - m_k) + \kappa\, p_k \Bigl( h_k - \sum_y r_y h_y \Bigr) + \gamma\, \kappa\, r_k \Bigl( h_k - \sum_y p_y h_y \Bigr) = 0
-# \qquad \text{for all } k ,
+# \begin{aligned}
+# p_k\,(h_k - m_k) &+ \kappa\, p_k \Bigl( h_k - \sum_y r_y h_y \Bigr) \\
+# &+ \gamma\, \kappa\, r_k \Bigl( h_k - \sum_y p_y h_y \Bigr) = 0 \qquad \text{for all } k ,
+# \end{aligned}
 # ```
 #
 # a linear system. At large $t$, $\mathbf{x}_t$ says nothing about its class and $p_k$ is the training frequency, as is
@@ -446,18 +452,22 @@ viz.image_rows(rows, [f"t = {t}" for t in levels])
 #
 # ```{math}
 # :label: eq-oc-posterior
+# \begin{gathered}
 # w_j = \frac{p(\mathbf{x}_t \mid \mathbf{x}_{0,j})}{\sum_k p(\mathbf{x}_t \mid \mathbf{x}_{0,k})}
-# = \operatorname{softmax}_j \left( - \frac{\lVert \mathbf{x}_t / \sqrt{\bar\alpha_t} - \mathbf{x}_{0,j} \rVert^2}{2 \varsigma_t^2} \right),
-# \qquad \varsigma_t^2 = \frac{1}{\bar\alpha_t} - 1 .
+# = \operatorname{softmax}_j \left( - \frac{\lVert \mathbf{x}_t / \sqrt{\bar\alpha_t} - \mathbf{x}_{0,j} \rVert^2}{2 \varsigma_t^2} \right), \\
+# \varsigma_t^2 = \frac{1}{\bar\alpha_t} - 1 .
+# \end{gathered}
 # ```
 #
 # Draw $z \sim w$, and train on the noise that would have led from $\mathbf{x}_{0,z}$ to the same $\mathbf{x}_t$:
 #
 # ```{math}
 # :label: eq-oc
-# \mathcal{L}_\text{OC} = \lVert \epsilon_\theta(\mathbf{x}_t, t, y) - \epsilon_z \rVert^2, \qquad
+# \begin{gathered}
+# \mathcal{L}_\text{OC} = \lVert \epsilon_\theta(\mathbf{x}_t, t, y) - \epsilon_z \rVert^2, \\
 # \epsilon_z = \frac{\mathbf{x}_t - \sqrt{\bar\alpha_t}\,\mathbf{x}_{0,z}}{\sqrt{1 - \bar\alpha_t}}
 # = \epsilon + \frac{\mathbf{x}_0 - \mathbf{x}_{0,z}}{\varsigma_t} .
+# \end{gathered}
 # ```
 #
 # The draw is **accepted** if the class of $z$ is at least as frequent as $y$ ("tail to head"); else $z$ is the sample

@@ -117,8 +117,10 @@ print(f"FID {ours['fid']:.2f}")
 #
 # ```{math}
 # :label: eq-kid
-# \mathrm{KID} = \frac{1}{n (n - 1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{n (n - 1)} \sum_{i \ne j} k(y_i, y_j)
-# - \frac{2}{n^2} \sum_{i, j} k(x_i, y_j) .
+# \begin{aligned}
+# \mathrm{KID} = {} & \frac{1}{n (n - 1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{n (n - 1)} \sum_{i \ne j} k(y_i, y_j) \\
+# & - \frac{2}{n^2} \sum_{i, j} k(x_i, y_j) .
+# \end{aligned}
 # ```
 #
 # It sees the first three moments. An image is never paired with itself, which makes the estimate *unbiased*: its

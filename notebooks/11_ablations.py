@@ -326,8 +326,10 @@ pd.DataFrame(table).T
 #
 # ```{math}
 # :label: eq-lambda-rest
-# \lambda\,\bigl(\omega_\text{Con} - \omega_\text{Div}\, \varphi_b'(D)\bigr) = 0
-# \quad\Longrightarrow\quad D^* = b \ln \frac{\omega_\text{Div}}{\omega_\text{Con}} \quad\text{for every } \lambda > 0
+# \begin{aligned}
+# & \lambda\,\bigl(\omega_\text{Con} - \omega_\text{Div}\, \varphi_b'(D)\bigr) = 0 \\
+# \Longrightarrow\quad & D^* = b \ln \frac{\omega_\text{Div}}{\omega_\text{Con}} \quad\text{for every } \lambda > 0
+# \end{aligned}
 # ```
 #
 # if $\omega_\text{Div} > \omega_\text{Con}$, and at $D^* = 0$ otherwise. $\lambda$ cancels. It decides *when* the two

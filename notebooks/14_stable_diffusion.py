@@ -92,10 +92,11 @@ folder = Path(tempfile.mkdtemp())
 #
 # ```{math}
 # :label: eq-latent-call
-# \mathcal{L} = \mathcal{L}_\text{base} + \lambda \bigl( \omega^y_\text{Con} D - \omega^y_\text{Div}\, \varphi_b(D) \bigr),
-# \qquad
-# D = \lVert \epsilon_{\theta^f \oplus \theta^g \oplus \theta^e}(\mathbf{z}_t, t, c(y))
+# \begin{aligned}
+# \mathcal{L} &= \mathcal{L}_\text{base} + \lambda \bigl( \omega^y_\text{Con} D - \omega^y_\text{Div}\, \varphi_b(D) \bigr), \\
+# D &= \lVert \epsilon_{\theta^f \oplus \theta^g \oplus \theta^e}(\mathbf{z}_t, t, c(y))
 #        - \epsilon_{\theta^f \oplus \theta^g}(\mathbf{z}_t, t, c(y)) \rVert_2^2 .
+# \end{aligned}
 # ```
 #
 # Noise has unit variance in latent space too, so the bound $b$ keeps its meaning. Two things change. The schedule
