@@ -161,7 +161,7 @@ def load_records(folder: str | Path | None = None, diverged: bool = False, **whe
 
 
 # overrides that are of the data and the budget, and not of the method
-BUDGET = ("image_size", "held_out", "redraw", "steps", "channels", "precision")
+BUDGET = ("image_size", "held_out", "redraw", "steps", "cooldown", "channels", "precision")
 
 
 @dataclass(frozen=True)

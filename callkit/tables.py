@@ -147,6 +147,7 @@ class Where(NamedTuple):
 
     trained: str  # the data, the imbalance ratio and the training steps
     redrawn: bool  # each seed on its own draw of the images
+    cooled: bool  # the learning rate falls towards the end
     base: str  # the method without CALL
     guidance_scale: float
 
@@ -154,12 +155,17 @@ class Where(NamedTuple):
     def of(cls, study: Study, base: str = "ddpm", guidance_scale: float = 1) -> "Where":
         run = study.records[0]["run"]
         trained = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
-        return cls(trained, "redraw" in run["overrides"], base, guidance_scale)
+        return cls(trained, *(name in run["overrides"] for name in ("redraw", "cooldown")), base, guidance_scale)
 
     def how(self) -> str:
-        """In words what is not plain: other images, another base loss than DDPM's, guidance."""
-        words = ["other images"] * self.redrawn + [f"on {TITLES[self.base]}"] * (self.base != "ddpm")
-        return ", ".join(words + [f"guided {self.guidance_scale:g}"] * (self.guidance_scale != 1))
+        """In words what is not plain: other images, a falling rate, another base loss than DDPM's, guidance."""
+        words = {
+            "other images": self.redrawn,
+            "falling rate": self.cooled,
+            f"on {TITLES[self.base]}": self.base != "ddpm",
+            f"guided {self.guidance_scale:g}": self.guidance_scale != 1,
+        }
+        return ", ".join(word for word, applies in words.items() if applies)
 
     def __str__(self) -> str:
         return ", ".join(filter(None, (self.trained, self.how())))

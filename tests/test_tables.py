@@ -111,12 +111,14 @@ def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both()
     found += [made("oc", s) for s in seeds] + [made("oc-call", s) for s in seeds[:2]]  # too few
     found += [made("call", s, overrides={"lam": 0.5}) for s in seeds]  # another method
     found += [made("call", s, weights="theta_g") for s in seeds]
-    found += [made(m, s, overrides={"redraw": True}) for m in ("ddpm", "call") for s in seeds]  # another study
+    for another_study in ({"redraw": True}, {"cooldown": 50}):
+        found += [made(m, s, overrides=another_study) for m in ("ddpm", "call") for s in seeds]
     rows = tables.gain_rows(tables.gains(records.studies(found)))
     assert [r.pop("where") for r in rows] == [
         "digits-ir50, 6,000 steps",
         "digits-ir50, 6,000 steps, on OC, guided 1.5",
         "digits-ir50, 6,000 steps, other images",
+        "digits-ir50, 6,000 steps, falling rate",
     ]
     logs = np.log([0.79, 0.8, 0.81])
     half = 4.303 * logs.std(ddof=1) / 3**0.5
@@ -125,7 +127,7 @@ def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both()
     # OC scores what DDPM does; of DDPM at 1.5, and with lam=0.5, there is nothing
     assert (
         rows
-        == [{"seeds": 3, "verdict, Few": "better", "verdict, overall": "better", "base / DDPM on Few": "1"} | ratio] * 3
+        == [{"seeds": 3, "verdict, Few": "better", "verdict, overall": "better", "base / DDPM on Few": "1"} | ratio] * 4
     )
     # of the scales of OC the one at which it is best, 1.5 by far if it scores a tenth there
     found += [made("oc-call", 3)]
@@ -137,7 +139,10 @@ def test_gains_set_call_against_its_own_base_loss_where_enough_seeds_have_both()
     found = found[:-1]
     (axes,) = tables.gain_figure(tables.gains(records.studies(found))).axes
     labels = [text.get_text() for text in axes.get_yticklabels()]
-    assert labels == ["digits-ir50, 6,000 steps (n = 3)", "on OC, guided 1.5 (n = 3)", "other images (n = 3)"]
+    assert labels == [
+        *("digits-ir50, 6,000 steps (n = 3)", "on OC, guided 1.5 (n = 3)"),
+        *("other images (n = 3)", "falling rate (n = 3)"),
+    ]
 
 
 def test_a_row_of_ratios_is_that_of_the_seeds_that_pair():
