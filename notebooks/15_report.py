@@ -142,8 +142,8 @@ Markdown(records.markdown(rows))
 
 # %% tags=["hide-input"]
 open_ = {
-    (name, part.words()): (part, ratio)
-    for name, s in studies.items()
+    (str(tables.Where.of(s)), part.words()): (part, ratio)
+    for s in studies.values()
     for claim in claims.of(s.profile)
     for part in claim.parts
     if len((ratio := part.ratio(s)).seeds) >= claims.SEEDS
@@ -192,18 +192,21 @@ def side(found, no_difference):
 
 
 rows, asked = {}, set()
-for name, s in studies.items():
+for s in studies.values():
     for part in (part for claim in claims.of(s.profile) for part in claim.parts):
         pair = s.select(**part.ours), s.select(**part.baseline), part.split
         fid, kid = paired(*pair, ratio=True), paired(*pair, "kid")
         if len(fid.seeds) >= claims.SEEDS:
             sides = side(fid, 1), side(kid, 0)
             # what is compared, and not what a claim expects of it
-            of = name, part.words().translate(str.maketrans("<>≈≲", "////"))
+            of = (
+                str(tables.Where.of(s)),
+                part.words().translate(str.maketrans("<>≈≲", "////")),
+            )
             asked.add(of)
             if sides[0] != sides[1]:
                 rows[of] = {
-                    "study": f"`{of[0]}`",
+                    "study": of[0],
                     "FID or KID of": of[1],
                     "seeds": len(fid.seeds),
                     "FID, ratio": f"{fid.words()}, {WORD[sides[0]]}",
