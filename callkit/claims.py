@@ -54,12 +54,13 @@ class Part:
         return paired(study.select(**self.ours), study.select(**self.baseline), self.split, "fid", ratio=True)
 
     def words(self) -> str:
-        """For a table or an axis: "call > ddpm, at 2.5, Few" says that the FID of CALL should be the higher one."""
+        """For a table or an axis: "CALL > DDPM, at 2.5, Few" says that the FID of CALL should be the higher one."""
 
         both = self.ours["overrides"] if self.ours["overrides"] == self.baseline["overrides"] else {}
 
         def side(words):
-            return label(words["method"], {} if both else words["overrides"]) + " θᵍ" * (words["weights"] == "theta_g")
+            name = label(TITLES[words["method"]], {} if both else words["overrides"])
+            return name + " θᵍ" * (words["weights"] == "theta_g")
 
         scale = self.ours["guidance_scale"]
         said = [label(f"{side(self.ours)} {SYMBOLS[self.expected]} {side(self.baseline)}", both)]

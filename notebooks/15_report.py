@@ -271,10 +271,9 @@ forest(longest)
 # Under each claim: its comparisons that were run, overall unless a split is named, with the number of seeds in
 # brackets; the same ratio in the paper's tables, the smallest and the largest over its settings; ours; the p-value of
 # the paired t-test and of the exact sign-flip test, which cannot be below 0.25 for three seeds; and, to unfold, what
-# was not run and the records behind the rest, files of `results/`, where `seed{0,1,2}` stands for three. Method words
-# are those of the command line: `oc-call` is what the paper calls CALL, `call` is CALL on the plain DDPM loss (where
-# the paper has no such run, its column has that of OC); "at 2.5" is the {term}`guidance scale`, which is otherwise 1,
-# none.
+# was not run and the records behind the rest, files of `results/`, where `seed{0,1,2}` stands for three. "OC + CALL" is
+# what the paper calls CALL, and "CALL" is CALL on the plain DDPM loss (where the paper has no such run, its column has
+# that of OC); "at 2.5" is the {term}`guidance scale`, which is otherwise 1, none.
 
 
 # %%

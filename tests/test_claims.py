@@ -69,12 +69,12 @@ def test_a_claim_is_as_good_as_its_worst_part(verdicts):
 def test_a_part_reads_the_records_it_names():
     (study,) = (s for s in STUDIES if s.name == "digits-ir50-cpu")
     part = Part(runs("call", "theta_g"), "higher", runs("call"), "few")
-    assert part.words() == "call θᵍ > call, Few"
+    assert part.words() == "CALL θᵍ > CALL, Few"
     assert (
         Part(runs("oc", scale=2.5), "no higher", runs("call", scale=2.5, lam=0.5)).words()
-        == "oc ≲ call, lam=0.5, at 2.5"
+        == "OC ≲ CALL, lam=0.5, at 2.5"
     )
-    assert Part(runs("call", rank=0.2), "lower", runs("ddpm", rank=0.2)).words() == "call < ddpm, rank=0.2"
+    assert Part(runs("call", rank=0.2), "lower", runs("ddpm", rank=0.2)).words() == "CALL < DDPM, rank=0.2"
     ours, baseline = claims.files(part, study).split()
     seeds = part.ratio(study).seeds
     for pattern, weights in ((ours, "theta_g"), (baseline, "theta")):
