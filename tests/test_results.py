@@ -347,6 +347,9 @@ def test_the_readme_shows_what_the_records_say():
         term: [paired(digits.select("call", {term: 0.0}), of, ratio=True) for of in reversed(pair)]
         for term in ("consistency", "diversity")
     }
+    ranks = [paired(digits.select("call", {"rank": rank}), pair[0], ratio=True) for rank in (0.2, 0.05)]
+    assert all(of.seeds == [0, 1, 2, 3, 4] for of in ranks)
+    assert "twice the rank has {} of CALL's overall FID, half of it {}".format(*(of.words() for of in ranks)) in text
     con, div = (of_call.words() for _, of_call in without.values())
     assert f"FID is {con} times CALL's, without diversity {div}, and about DDPM's; of the five seeds" in text
     assert all(len(of.seeds) == 5 for both in without.values() for of in both)
