@@ -340,13 +340,13 @@ later, ddpm, bounded = (
 )
 pairs = {
     "later setting / DDPM": (later, ddpm),
-    "printed weights, bounded / later setting": (bounded, later),
+    "default / later setting": (bounded, later),
 }
 pd.DataFrame({k: tables.ratio_row(*pair) for k, pair in pairs.items() if all(pair)}).T
 
 # %% [markdown]
-# From DDPM it cannot be told. The printed weights with a bound do better than it on Few and overall, and a little worse
-# on Many. (Two of the five seeds were added after three had agreed on Few.)
+# From DDPM it cannot be told. The default, printed weights with a bound, does better than it on Few and overall, and a
+# little worse on Many. (Two of the five seeds were added after three had agreed on Few.)
 #
 # What the bound decides is how bad $\theta^g$ becomes on minorities: from one variant to the next its FID on Few spans
 # more than an order of magnitude. What it hardly decides is $\theta$. Over two decades of $b$, and for the hard cap,

@@ -483,15 +483,15 @@ baselines = {
     + [r for r in call if r["run"]["seed"] not in twice],
     "DDPM": ddpm,
 }
-rows, kid = {}, {}
+rows = {}
 for name, overrides in variants.items():
-    theta = study.select("call", overrides) if "rank" in overrides else []
-    for over, base in baselines.items() if theta else ():
-        rows[name, over] = tables.ratio_row(theta, base)
-        kid[name, over] = paired(theta, base, metric="kid").words()
-frame = pd.DataFrame(rows).T
-frame["KID overall, difference"] = pd.Series(kid, dtype=object)
-frame.rename_axis(["", "over"]) if rows else frame
+    for over, base in baselines.items() if "rank" in overrides else ():
+        pair = study.select("call", overrides), base
+        fid = {s.capitalize(): paired(*pair, s, ratio=True) for s in two}
+        row = {f"FID, {split}": found.words() for split, found in fid.items()}
+        row["KID, Overall, difference"] = paired(*pair, metric="kid").words()
+        rows[f"{name} / {over}"] = {"seeds": len(fid["Few"].seeds)} | row
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # Half the rank is level with the default. **Twice the rank is better**: overall against both sets of the default's
