@@ -202,14 +202,14 @@ def check_names(kind: type[Settings], overrides: dict) -> None:
 _COUNT = (lambda v: v >= 1, "at least 1")
 _POSITIVE = (lambda v: v > 0, "positive")
 _SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
-_FACTOR = (lambda v: v >= 0, "at least 0")
+_NOT_NEGATIVE = (lambda v: v >= 0, "at least 0")
 CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine, and how to say it
     "imbalance_ratio": (lambda v: v is None or v >= 1, "at least 1, or None"),
-    "seed": (lambda v: v >= 0, "at least 0"),
+    "seed": _NOT_NEGATIVE,
     "base": (lambda v: v in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
     "steps": _COUNT,
-    "warmup": (lambda v: v >= 0, "at least 0"),
-    "cooldown": (lambda v: v >= 0, "at least 0"),
+    "warmup": _NOT_NEGATIVE,
+    "cooldown": _NOT_NEGATIVE,
     "batch_size": _COUNT,
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
@@ -218,9 +218,9 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "num_res_blocks": _COUNT,
     "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
     "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
-    "lam": _FACTOR,
-    "consistency": _FACTOR,
-    "diversity": _FACTOR,
+    "lam": _NOT_NEGATIVE,
+    "consistency": _NOT_NEGATIVE,
+    "diversity": _NOT_NEGATIVE,
     "bound": (lambda v: v is None or v > 0, "positive, or None for the printed loss"),
     "image_size": (lambda v: v is None or v >= 1, "at least 1, or None for the data set's own"),
     "bound_form": (lambda v: v in BOUND_FORMS, f"one of {', '.join(BOUND_FORMS)}"),
