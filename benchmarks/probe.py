@@ -1,4 +1,4 @@
-"""Two trained runs from inside, one of DDPM and one with CALL, on any data: chapter 16 shows the first on CIFAR-10.
+"""Two trained runs from inside, one of DDPM and one with CALL, on any data: chapter 16 shows some on CIFAR-10.
 
     python benchmarks/probe.py RUN_OF_DDPM RUN_WITH_CALL [--out benchmarks/cifar10/attention-bfloat16/probe.json]
 
@@ -6,7 +6,7 @@ A run is a folder or a checkpoint. Measured are, by class,
 
 pruning   how much DDPM's loss rises when a tenth of it is pruned, for each way of pruning and set of images (chapter 6)
 loss      of DDPM, of theta, of theta^g, and of theta^g with one direction of the expert in each projection of the class
-          embedding, which can hold no image (chapter 8); on training images
+          embedding, which can hold no image, or in each decomposed matrix (chapter 8); on training images
 attention by block of the up path: the largest singular values of q and k and the sizes of their biases; a key's bias
           has no effect, so its gradient is zero, and what moves it is rounding
 distance  D between the two predictions at several timesteps, on training images; under `runs` that of the log
@@ -82,6 +82,7 @@ def main() -> None:
         "theta": merge(call),
         "theta_g": merge(call, 0.0),
         "theta_g + rank-one embedding projections": merge(probes.truncated_expert(call, rank=1, only="emb")),
+        "theta_g + rank-one expert": merge(probes.truncated_expert(call, rank=1)),
     }
     losses = {}
     for name, network in tqdm(networks.items(), desc="losses", unit="network"):

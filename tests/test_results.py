@@ -6,10 +6,11 @@ import re
 import subprocess
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 
-from callkit import data, files, metrics, records, tables
+from callkit import data, files, metrics, probes, records, tables
 from callkit.checkpoints import load_checkpoint, load_model
 from callkit.config import TrainConfig, make_config
 from callkit.evaluation import evaluate_run, snapshot
@@ -86,6 +87,37 @@ def test_the_look_at_cifar_is_of_one_set_of_runs(attention):
         assert about["provenance"] == record["training"]["provenance"]
     assert {v.shape for v in tensors.values()} == {(10 * samples["per_class"], 3, 32, 32)}
     assert look["class_counts"] == found[0]["run"]["class_counts"] and steps["provenance"]["device"] == device
+
+
+def test_the_five_seeds_on_cifar_are_of_one_set_of_runs():
+    """Records, looks inside and released weights of the same ten trainings; the scores on the way are of as many."""
+    folder = CIFAR / "five-seeds"
+    words = dict(dataset="cifar10", imbalance_ratio=100, profile="cpu", overrides={"steps": 4_000, "channels": 32})
+    found = {(r["run"]["method"], r["run"]["seed"]): r for r in records.load_records(**words, weights="theta")}
+    assert found.keys() == {(m, s) for m in ("ddpm", "call") for s in range(5)}
+    for (method, seed), record in found.items():
+        about = json.loads((folder / f"probe-seed{seed}.json").read_text())["runs"][method]
+        assert about["config"] == record["config"] and about["step"] == record["run"]["steps"]
+        assert about["provenance"] == record["training"]["provenance"]
+        if method == "call":
+            classes = data.splits(np.array(record["run"]["class_counts"]))["few"]
+            few = torch.tensor(about["log"]["distance"])[:, classes].mean(1)
+            means = [float(part.mean()) for part in few.chunk(25)]
+            assert record["training"]["curve"]["distance_few"] == pytest.approx(means)
+    marks = json.loads((folder / "marks.json").read_text())
+    assert marks["training"]["git_commit"] == found["call", 0]["training"]["provenance"]["git_commit"]
+    assert marks["extractor_sha256"] == found["call", 0]["evaluation"]["extractor_sha256"]
+    assert marks["run"]["seeds"] == list(range(5)) == list(range(len(marks["fid"]["call"])))
+    sizes = json.loads((folder / "probe-seed0.json").read_text())["attention"]
+    for method, weights, name in (
+        ("ddpm", "theta", "DDPM"),
+        ("call", "theta", "theta"),
+        ("call", "theta_g", "theta_g"),
+    ):
+        model, config = load_model(folder / f"{method}-seed0.safetensors", weights)
+        assert config == TrainConfig.from_dict(found[method, 0]["config"])
+        for block, values in probes.attention_sizes(model).items():
+            assert values == pytest.approx(sizes[name][block], rel=1e-4)
 
 
 def test_logs_on_cifar_are_those_of_the_records():
@@ -317,7 +349,7 @@ def test_the_readme_shows_what_the_records_say():
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
     better = [v for v in tables.gain_rows(gains) if v["verdict, Few"] == "better"]
     left = [str(where) for where in tables.left_by_holm(gains)]
-    assert len(gains) == 19 and len(better) == 8 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
+    assert len(gains) == 20 and len(better) == 8 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
     five, on_fashion = ([of.select(m) for m in ("call", "ddpm")] for of in (longer, fashion))
     three = [r for r in five[0] if r["run"]["seed"] < 3], five[1]
     on_medium = (paired(*pair, "medium", ratio=True).words() for pair in (three, five, on_fashion))
@@ -417,7 +449,7 @@ def test_the_readme_shows_what_the_records_say():
 
 
 def test_a_study_is_found_beside_others_of_its_data():
-    other = copy.deepcopy(RECORDS[0])
+    other = copy.deepcopy(next(r for r in RECORDS if not r["run"]["overrides"]))
     other["evaluation"]["generated_images"] = 500
     words = other["run"]["dataset"], other["run"]["imbalance_ratio"], other["run"]["profile"]
     alone, beside = (records.find_study(records.studies(r), *words) for r in (RECORDS, [*RECORDS, other]))

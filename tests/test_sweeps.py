@@ -52,6 +52,7 @@ def test_the_grids_hold_what_the_paper_ran():
         "fashion": 8 * 5,
         "lasting": (2 * 5 + 2 + 4 * 3 + 2 * 2) * 5,
         "cifar10": 2 * 5,
+        "cifar10-early": 2 * 5,
     }
     assert runs["table4"].keys() < runs["table5"].keys() and runs["fig2"].keys() < runs["table1"].keys(), "shared"
     assert runs["digits"].keys() < runs["digits-study"].keys() > runs["digits-guided"].keys(), "shared"
@@ -161,7 +162,8 @@ def test_two_folders_of_images_with_one_name_are_not_confused(tmp_path):
 
 def test_an_unknown_grid_is_an_error_that_lists_them():
     with pytest.raises(
-        ValueError, match="no grid 'table9'; there are cifar10, digits, digits-guided, digits-study, fashion"
+        ValueError,
+        match="no grid 'table9'; there are cifar10, cifar10-early, digits, digits-guided, digits-study, fashion",
     ):
         grid.load("table9")
 
