@@ -159,9 +159,9 @@ pd.DataFrame(
 # %% [markdown]
 # Each time all trained side by side on one GPU, with `--compile`, for six to nine minutes, with one seed on the same
 # images, timesteps and noise. `bfloat16` is a format of 16 bits, with eight significant bits where float32 has 24; all
-# matrix products are in it but those of attention in the second run, and of the output convolution in both. `lite0` is
-# EfficientNet-Lite0 ({doc}`10_metrics`). In the second run OC + CALL, the slowest, is logged to step 6,000 and has
-# scores at 4,000; what it drew later, and the weights of all three, were not kept.
+# matrix products are in it but those of attention in the second run, and of the output convolution in both; in the
+# third none is. `lite0` is EfficientNet-Lite0 ({doc}`10_metrics`). In the second run OC + CALL, the slowest, is logged
+# to step 6,000 and has scores at 4,000; what it drew later, and the weights of all three, were not kept.
 #
 # ## The predictions part, and go where theory says
 #
