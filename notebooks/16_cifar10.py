@@ -45,7 +45,7 @@ from callkit.allocation import AllocationLoss
 from callkit.checkpoints import build_model, load_checkpoint, load_model
 from callkit.config import TITLES, TrainConfig, make_config
 from callkit.diffusion import NoiseSchedule
-from callkit.statistics import mean_interval
+from callkit.statistics import Paired, mean_interval
 from callkit.unet import Attention
 
 words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
@@ -106,7 +106,7 @@ def column(config, methods, seeds, steps, precision, drawn, extractor, device):
         "network, million parameters": f"{size(config.channels) / 1e6:.1f}",
         "steps of 64 images": " to ".join(f"{n:,}" for n in dict.fromkeys(steps)),
         "times that each image is seen": f"{64 * steps[-1] / counts.sum():,.0f}",
-        "learning rate, after steps of warm-up": f"{config.lr:g}, {config.warmup:,}",
+        "learning rate; warm-up": f"{config.lr:g}; {config.warmup:,}",
         "products; attention": precision,
         "images drawn for the scores": f"{drawn:,}",
         "extractor": extractor,
@@ -279,18 +279,19 @@ def parted(log):
     return records.parted_at({"step": log["step"], "distance_few": few})
 
 
+seed_names = [f"seed {r['run']['seed']}" for r in third["call", "theta"]]
 logs = [of["runs"]["call"]["log"] for of in inside]
 ends = [np.mean(log["distance"][-20:], axis=0) for log in logs]
 pd.DataFrame(
     {
-        f"seed {r['run']['seed']}": {
+        name: {
             "parted at step": f"{parted(log):,}",
             "D over rest point, the five rarest": "{:.2f} to {:.2f}".format(
                 *np.quantile(end[rest > 0] / rest[rest > 0], (0, 1))
             ),
             "largest D of the others": f"{end[rest == 0].max():.0e}",
         }
-        for r, log, end in zip(third["call", "theta"], logs, ends, strict=True)
+        for name, log, end in zip(seed_names, logs, ends, strict=True)
     }
 ).T
 
@@ -305,8 +306,9 @@ marks = records.benchmark("cifar10/five-seeds/marks")["fid"]
 def half_way(split):
     """As a record's ratio, from the scores that were taken on the way."""
     ours, base = ([of[split] for of in marks[m]] for m in ("call", "ddpm"))
-    low_to_high = np.exp(mean_interval(np.log(np.divide(ours, base))))
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*low_to_high)
+    ratios = np.divide(ours, base)
+    interval = np.exp(mean_interval(np.log(ratios)))
+    return Paired(seed_names, ratios, *interval, np.nan, np.nan).words()
 
 
 def at_end(method, weights):
@@ -656,11 +658,10 @@ loss = {
 }
 rare = rest > 0
 kept = {
-    "one direction in each projection of the embedding": "theta_g + rank-one embedding projections",
+    "one direction in each embedding projection": "theta_g + rank-one embedding projections",
     "one direction in each decomposed matrix": "theta_g + rank-one expert",
 }
 gap = loss["theta_g"] - loss["theta"]
-seed_names = [f"seed {r['run']['seed']}" for r in third["call", "theta"]]
 
 
 def extremes(by_seed, form):
