@@ -103,12 +103,12 @@ def column(config, methods, seeds, steps, precision, drawn, extractor, device):
     return {
         "methods": ", ".join(TITLES[m] for m in methods),
         "seeds": seeds,
-        "network, million parameters": f"{size(config.channels) / 1e6:.1f}",
+        "million parameters": f"{size(config.channels) / 1e6:.1f}",
         "steps of 64 images": " to ".join(f"{n:,}" for n in dict.fromkeys(steps)),
-        "times that each image is seen": f"{64 * steps[-1] / counts.sum():,.0f}",
+        "times an image is seen": f"{64 * steps[-1] / counts.sum():,.0f}",
         "learning rate; warm-up": f"{config.lr:g}; {config.warmup:,}",
         "products; attention": precision,
-        "images drawn for the scores": f"{drawn:,}",
+        "images drawn": f"{drawn:,}",
         "extractor": extractor,
         "device": device,
     }
