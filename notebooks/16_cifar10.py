@@ -279,21 +279,25 @@ def parted(log):
     return records.parted_at({"step": log["step"], "distance_few": few})
 
 
+def extremes(by_seed, form):
+    """The smallest and the largest of each row."""
+    return [f"{form} to {form}".format(min(row), max(row)) for row in by_seed]
+
+
+rare = rest > 0
 seed_names = [f"seed {r['run']['seed']}" for r in third["call", "theta"]]
 logs = [of["runs"]["call"]["log"] for of in inside]
-ends = [np.mean(log["distance"][-20:], axis=0) for log in logs]
+ends = np.array([np.mean(log["distance"][-20:], axis=0) for log in logs])
 pd.DataFrame(
     {
-        name: {
-            "parted at step": f"{parted(log):,}",
-            "D over rest point, the five rarest": "{:.2f} to {:.2f}".format(
-                *np.quantile(end[rest > 0] / rest[rest > 0], (0, 1))
-            ),
-            "largest D of the others": f"{end[rest == 0].max():.0e}",
-        }
-        for name, log, end in zip(seed_names, logs, ends, strict=True)
-    }
-).T
+        "parted at step": [f"{parted(log):,}" for log in logs],
+        "D over rest point, the five rarest": extremes(
+            ends[:, rare] / rest[rare], "{:.2f}"
+        ),
+        "largest D of the others": [f"{d:.0e}" for d in ends[:, ~rare].max(1)],
+    },
+    index=seed_names,
+)
 
 # %% [markdown]
 # Capacity is allocated, then, five times out of five. Does that help? FID as a ratio over that of DDPM with the same
@@ -654,19 +658,14 @@ print(f"base loss, bfloat16 over float32: {ratio.min():.3f} to {ratio.max():.3f}
 
 # %%
 loss = {
-    name: np.array([of["loss"][name] for of in inside]) for name in inside[0]["loss"]
+    name: np.array([of["loss"][name] for of in inside])[:, rare]
+    for name in inside[0]["loss"]
 }
-rare = rest > 0
 kept = {
     "one direction in each embedding projection": "theta_g + rank-one embedding projections",
     "one direction in each decomposed matrix": "theta_g + rank-one expert",
 }
 gap = loss["theta_g"] - loss["theta"]
-
-
-def extremes(by_seed, form):
-    return [f"{form} to {form}".format(of.min(), of.max()) for of in by_seed[:, rare]]
-
 
 pd.DataFrame(
     {

@@ -379,6 +379,9 @@ def test_the_readme_shows_what_the_records_say():
         term: [paired(digits.select("call", {term: 0.0}), of, ratio=True) for of in reversed(pair)]
         for term in ("consistency", "diversity")
     }
+    cifar = by_name[records.study_name("cifar10", 100, "cpu", steps=4_000, channels=32)]
+    early = (paired(cifar.select("call"), cifar.select("ddpm"), s, ratio=True).words() for s in ("few", "many"))
+    assert "the FID with CALL is {} times DDPM's on Few and {} times on Many".format(*early) in text
     ranks = [paired(digits.select("call", {"rank": rank}), pair[0], ratio=True) for rank in (0.2, 0.05)]
     assert all(of.seeds == [0, 1, 2, 3, 4] for of in ranks)
     assert "twice the rank has {} of CALL's overall FID, half of it {}".format(*(of.words() for of in ranks)) in text
