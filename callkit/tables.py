@@ -176,6 +176,7 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
     both: FID ratios on Few and overall.
 
     Under "base" what that base loss itself is worth at this scale: its FID on Few over that of DDPM without guidance.
+    Under "kid" the difference of the KIDs on Few.
     """
     made = {}
     for study in records.ends(found):
@@ -186,6 +187,7 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
             pair = study.select(**words), study.select(**plain(words, base))
             ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
             ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
+            ratio["kid"] = paired(*pair, "few", "kid")
             if len(ratio["overall"].seeds) >= claims.SEEDS:
                 made[Where.of(study, base, words["guidance_scale"])] = ratio
     order = [where.trained for where in made]  # other images beside the same data

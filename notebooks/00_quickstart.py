@@ -119,7 +119,8 @@ viz.class_columns(
 # rare digits, in the mean over seeds; {doc}`12_does_the_gain_last` shows when it is not.
 #
 # ```{margin} In the paper
-# This is Table 4's comparison, made visible.
+# This is the comparison of Table 4, made visible; there CALL is on top of OC, another base loss ({doc}`09_rivals`),
+# here on DDPM's.
 # ```
 #
 # ## The expert dial

@@ -158,7 +158,8 @@ for c in (0, real.full.num_classes - 1):
 # Every *image* is seen equally often. What differs is how much of the batch's gradient a *class* has, and how many
 # different images it brings. Both put rare classes at a disadvantage. That the model therefore spends its
 # {term}`capacity` on the majority is the paper's thesis; {doc}`06_who_gets_the_capacity` and
-# {doc}`08_inside_the_expert` test it.
+# {doc}`08_inside_the_expert` test it. (Chapter 06 needs only 03: read it before 04 if you want to see the motivation
+# tested before the method.)
 #
 # ## Which images we compare with
 #
@@ -174,6 +175,22 @@ for name, classes in splits.items():
     print(f"{name:>6}: unseen images per class: {left.tolist()}")
 
 # %% [markdown]
+# (sec-scores)=
+# ## How to read the scores
+#
+# The next chapters judge images by three numbers. {doc}`10_metrics` and {doc}`11_ablations` derive them; this much is
+# enough until then:
+#
+# * **{term}`FID`.** A small classifier turns each image into a list of numbers, its features (64 of them for digits).
+#   Fit one Gaussian to the features of the real images and one to those of the generated ones; FID is a distance
+#   between the two. It is 0 if means and covariances agree, and lower is better. Its size depends on the classifier and
+#   on the number of images, so it can be compared within one table only.
+# * **Copies.** The share of generated images whose nearest real image is one that was trained on. Copying lowers FID,
+#   so read the two together.
+# * **A ratio with its interval**, such as 0.862 [0.777, 0.956]: two methods are trained with the same seeds, their FIDs
+#   are divided seed by seed, and the ratios are averaged (geometrically). The brackets hold the 95 % interval of that
+#   mean over seeds. If all of it lies below 1, we call the first method *better*.
+#
 # ```{admonition} Pitfalls
 # :class: warning
 # * $\lfloor\cdot\rfloor$ of a floating-point power: `int(n_max * ir ** -x)` and `int(n_max * (1 / ir) ** x)` can differ

@@ -161,7 +161,11 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # $0 \dots T - 1$.
 # ```
 #
-# A generative model should make the data likely. For a chain of small steps the likelihood has a lower bound that
+# A generative model should make the data likely. Ours runs the chain backwards: it starts from $p(\mathbf{x}_T) =
+# \mathcal{N}(0, I)$, and each of its steps is a Gaussian, $p_\theta(\mathbf{x}_{t-1} \mid \mathbf{x}_t, y) =
+# \mathcal{N}(\mu_\theta(\mathbf{x}_t, t, y),\, \sigma_t^2 I)$, while $q$ stands for the process that adds noise. (In
+# this section $\sigma_t$ is the standard deviation of such a *reverse step*, which we may choose, and not $\sqrt{1 -
+# \bar\alpha_t}$ as in {doc}`01_two_dimensions`.) For a chain of small steps the likelihood has a lower bound that
 # splits into one term per step (Jensen's inequality, and Bayes' rule in each step):
 #
 # ```{math}
@@ -197,8 +201,8 @@ sliders.frame_slider(frames, names, alts, "timestep t", start=4)
 # \end{aligned}
 # ```
 #
-# The divergence of two Gaussians, the second with variance $\sigma_t^2$ in each direction, depends on $\theta$ only
-# through the means, as $\lVert \tilde\mu_t - \mu_\theta \rVert^2 / 2 \sigma_t^2$, hence
+# The divergence of the two Gaussians, the model's with variance $\sigma_t^2$ in each direction, depends on $\theta$
+# only through the means, as $\lVert \tilde\mu_t - \mu_\theta \rVert^2 / 2 \sigma_t^2$, hence
 #
 # ```{math}
 # :label: eq-unet-weight
@@ -606,7 +610,7 @@ assert torch.allclose(step.x, ours, atol=1e-4)
 # An ancestral chain of fewer steps is a chain on a coarser schedule, whose $\bar\alpha$ are a subset of the thousand.
 # The network is told the original $t$. The noise that the chain adds in each step may have either of two variances,
 # "large" ($\beta_t$, the usual choice) and "small" ($\tilde\beta_t$). DDIM and the two chains, scored by {term}`FID`
-# against all real digits (lower is better; {doc}`10_metrics` derives it):
+# against all real digits (lower is better; {ref}`sec-scores`):
 
 
 # %%

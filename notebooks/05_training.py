@@ -98,9 +98,9 @@ print(
 #
 # ## What to expect
 #
-# The curve of this page's slice, which may be no more than a dot, and that of the finished run whose record comes with
-# the book. The slice may end before the first point of the finished run, an average over its first 250 steps; the two
-# should join. If yours does not, something is different: the seed, the settings, or a bug.
+# The figure shows the slice that this page trained, which may be no more than a dot, and the finished run whose record
+# comes with the book. The slice may end before the first point of the finished run, an average over its first 250
+# steps; the two should join. If your curve does not, something is different: the seed, the settings, or a bug.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Base loss of this page's slice of training, and of the released run with the same settings (from its record, averages over stretches of it).", "name": "fig-loss"}, "image": {"alt": "Base loss against training step: a short curve that begins near 1 and falls towards the longer, flattening curve of the finished run.", "classes": "dark-light"}}
 curves = {}

@@ -89,6 +89,9 @@ for name, images in sets.items():
 
 # %% [markdown]
 # ## The figure, twelve times
+#
+# If the paper is right, bars grow from left (common) to right (rare). Look first at whether the two rows of a figure,
+# training images and balanced set, agree.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Change of the loss by class when a tenth is pruned, difference (times 1000), with 95 % intervals over images. DDPM, digits at IR 50, profile cpu, seed 0. Columns share an axis.", "name": "fig-pruning-absolute"}, "image": {"alt": "Six bar charts of the loss change by class: three ways of pruning, each on the training images and on the balanced set. On training images bars rise slightly or stay level towards the rare classes; on the balanced set layer-wise and filter pruning fall towards the rare classes.", "classes": "dark-light"}}
 viz.class_changes(

@@ -79,10 +79,12 @@ distance = probes.branch_distance(model, real.full, schedule, timesteps)
 viz.distance_map(distance, timesteps)
 # %% [markdown]
 # The classes separate as the weights ask. But look along a row: for the minorities $D$ is the same at every $t$. At
-# $t = 950$ the input is noise. A *squared* difference in noise is the squared difference in images times $\bar\alpha_t
-# / (1 - \bar\alpha_t)$, which is $1.1 \cdot 10^{-4}$ here: two networks with *any* two images in $[-1, 1]$ in mind
-# would be at $D < 5 \cdot 10^{-4}$. These two are at 0.04 to 0.4, a hundred to a thousand times as far. Whatever
-# separates them there cannot be knowledge of images.
+# $t = 950$ the input is noise. A prediction $\hat\epsilon$ implies an image $\hat{\mathbf{x}}_0$, and both networks see
+# the same $\mathbf{x}_t$, so a *squared* difference in noise is the squared difference of the implied images times
+# $\bar\alpha_t / (1 - \bar\alpha_t)$ ({eq}`eq-unet-snr`), which is $1.1 \cdot 10^{-4}$ here. Pixels lie in $[-1, 1]$,
+# so two images differ by at most $2^2 = 4$ a pixel in the square: two networks with *any* two images in mind would be
+# at $D < 5 \cdot 10^{-4}$. These two are at 0.04 to 0.4, a hundred to a thousand times as far. Whatever separates them
+# there cannot be knowledge of images.
 #
 # ## 3 · Turning the dial
 #
@@ -224,16 +226,18 @@ pd.DataFrame(rows).rename_axis("class").T
 # Except in the projection that does least, 8 and 9 have almost the same numbers; which of the two has the larger ones
 # even depends on $t$. So these directions have next to nothing by which to tell 8 from 9. They say *how much*, not
 # *which*. What turns the one into an 8 and the other into a 9 is in what both networks have, $W^g$ and the layers
-# before it. **In this run $\theta^g$ knows the minorities.** It adds a constant to its noise prediction when it is told
-# their class, and the expert's main work is to take that constant away again. (One run. On CIFAR-10, by the loss alone,
-# one direction in each projection does most of it in four networks of five, and one in each decomposed matrix all of it
-# in five: {doc}`16_cifar10`.)
+# before it. **In this run $\theta^g$ knows the minorities.** When it is told their class it adds a fixed vector to the
+# features of its up-path blocks, and the expert's main work is to take these vectors away again. In the prediction they
+# show mostly as a constant; but to subtract that constant at the end, the "number per class" above, does not restore
+# the images. (One run. On CIFAR-10, by the loss alone, one direction in each projection does most of it in four
+# networks of five, and one in each decomposed matrix all of it in five: {doc}`16_cifar10`.)
 #
 # ## 6 · Is a minority easier to recognise?
 #
 # One more way to ask. Does $\theta$ see minorities better than $\theta^g$ does, or a plain DDPM, if nobody tells it the
 # class? We give the networks noised images under Null, take the features that enter the last convolution, averaged over
-# pixels, and let a logistic regression decide "is it of Few?":
+# pixels, and let a logistic regression decide "is it of Few?" Its score is the area under the ROC curve: the chance
+# that an image of Few gets a higher value than another image. One half is guessing:
 
 # %% mystnb={"figure": {"caption": "How well a linear classifier tells the classes of Few from the rest, by features and timestep; five-fold cross-validation on the balanced set. Dotted: chance.", "name": "fig-probe"}, "image": {"alt": "Three falling lines from about 0.9 at t = 20 to chance beyond t = 500. θ and θᵍ lie on one another, DDPM slightly above.", "classes": "dark-light"}}
 probe_timesteps = [20, 100, 200, 300, 400, 600]

@@ -349,7 +349,7 @@ def test_the_readme_shows_what_the_records_say():
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
     better = [v for v in tables.gain_rows(gains) if v["verdict, Few"] == "better"]
     left = [str(where) for where in tables.left_by_holm(gains)]
-    assert len(gains) == 20 and len(better) == 8 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
+    assert len(gains) == 21 and len(better) == 9 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
     five, on_fashion = ([of.select(m) for m in ("call", "ddpm")] for of in (longer, fashion))
     three = [r for r in five[0] if r["run"]["seed"] < 3], five[1]
     on_medium = (paired(*pair, "medium", ratio=True).words() for pair in (three, five, on_fashion))
