@@ -59,6 +59,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def interval_words(mean: float, low: float, high: float) -> str:
+    """For a table: 0.830 [0.650, 1.07]. An end that three digits would round to 1 has four, for on which side of 1 it
+    lies is what a reader asks."""
+
+    def digits(value: float, n: int = 3) -> str:
+        return f"{value:#.{n}g}".rstrip(".")  # with the zeros at the end: rows of a column align
+
+    low, high = (digits(v, 4) if digits(v) == "1.00" else digits(v) for v in (low, high))
+    return f"{digits(mean)} [{low}, {high}]"
+
+
 class Paired(NamedTuple):
     """One method against another, by seed: ratios of their scores, or differences."""
 
@@ -71,16 +82,10 @@ class Paired(NamedTuple):
     p_exact: float  # of the sign-flip test; NaN without a seed
 
     def words(self) -> str:
-        """For a table: 0.830 [0.650, 1.07]; the value alone for one seed. An end that three digits would round to 1
-        has four, for on which side of 1 it lies is what a reader asks."""
-
-        def digits(value: float, n: int = 3) -> str:
-            return f"{value:#.{n}g}".rstrip(".")  # with the zeros at the end: rows of a column align
-
+        """`interval_words`, or the value alone for one seed."""
         if len(self.seeds) < 2:
-            return digits(self.mean) if self.seeds else ""
-        low, high = (digits(v, 4) if digits(v) == "1.00" else digits(v) for v in (self.low, self.high))
-        return f"{digits(self.mean)} [{low}, {high}]"
+            return interval_words(self.mean, 1, 1).split()[0] if self.seeds else ""
+        return interval_words(self.mean, self.low, self.high)
 
 
 # What two records must share for their seeds to pair.

@@ -173,7 +173,7 @@ class Where(NamedTuple):
 
 def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
     """CALL over its base loss without CALL in the studies of `records.ends`, where at least `claims.SEEDS` seeds have
-    both: FID ratios on Few and overall.
+    both: FID ratios on Many, Few and overall.
 
     Under "base" what that base loss itself is worth at this scale: its FID on Few over that of DDPM without guidance.
     Under "kid" the difference of the KIDs on Few.
@@ -185,7 +185,7 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
             if base == words["method"] or words["weights"] != "theta" or words["overrides"]:
                 continue
             pair = study.select(**words), study.select(**plain(words, base))
-            ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
+            ratio = {s: paired(*pair, s, ratio=True) for s in ("many", "few", "overall")}
             ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
             ratio["kid"] = paired(*pair, "few", "kid")
             if len(ratio["overall"].seeds) >= claims.SEEDS:
@@ -204,9 +204,9 @@ def at_best_scale(ratios: dict[Where, dict[str, Paired]]) -> dict[Where, dict[st
     return {where: ratios[where] for where in best}
 
 
-def left_by_holm(ratios: dict[Where, dict[str, Paired]]) -> list[Where]:
-    """Those of `gains` on Few, or losses, that Holm's rule over all of them leaves at 0.05."""
-    adjusted = holm([of["few"].p for of in ratios.values()])
+def left_by_holm(ratios: dict[Where, dict[str, Paired]], split: str = "few") -> list[Where]:
+    """Those of `gains` on one split, or losses, that Holm's rule over all of them leaves at 0.05."""
+    adjusted = holm([of[split].p for of in ratios.values()])
     return [where for where, p in zip(ratios, adjusted, strict=True) if p <= 0.05]
 
 

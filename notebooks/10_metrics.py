@@ -769,10 +769,11 @@ pd.DataFrame(directions).T.fillna("not run")
 # Which directions carry over ({doc}`11_ablations` has the words for ours) is decided by the guidance scale. At 2.5,
 # where DDPM is far from its own best and OC at the best that it had, CBDM, OC and OC + CALL are ahead of DDPM, as in
 # print. Of the others only focal loss is, in each of three seeds, by an interval that contains 1; ADA is behind DDPM in
-# each seed, and so, by a little, is CALL on DDPM's loss. Without guidance those three are behind DDPM, and at 1.5 RS
-# is, as in print. The paper does not say at which scale it compares. With one small data set and a few seeds we would
-# not read more into it. The paper's grids are ready to run ({doc}`../book/sweeps`); once their records are in
-# `results/`, the tables above show them, as does `python -m callkit table --paper 1`.
+# each seed, and so, by a little, is CALL on DDPM's loss. Without guidance CBDM, OC and OC + CALL are far behind DDPM,
+# and CALL on DDPM's loss is ahead of it; at 1.5 RS is behind, as in print. The paper does not say at which scale it
+# compares. With one small data set and a few seeds we would not read more into it. The paper's grids are ready to run
+# ({doc}`../book/sweeps`); once their records are in `results/`, the tables above show them, as does `python -m callkit
+# table --paper 1`.
 #
 # ```{admonition} Pitfalls
 # :class: warning
