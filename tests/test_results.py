@@ -336,7 +336,11 @@ def test_the_readme_shows_what_the_records_say():
     assert len(at_best) > 3 and set(at_best) <= {"neither", "worse in each seed"}, "no gain at the best scales"
     digits, longer = by_name["digits-ir50-cpu"], by_name["digits-ir50-cpu-steps=12000"]
     sqrt, ddpm = digits.select("rs-sqrt"), digits.select("ddpm")
-    assert f"the FID on Few to {paired(sqrt, ddpm, 'few', ratio=True).words()} of DDPM's" in text
+    guided = digits.select("ddpm", guidance_scale=1.5)
+    of = (sqrt, ddpm, "few"), (sqrt, ddpm, "many"), (sqrt, guided, "few")
+    half, dear, behind = (paired(*pair, ratio=True).words() for pair in of)
+    assert f"On digits half-way brings it to {half} of DDPM's without guidance, copies twice as often" in text
+    assert f"costs {dear} on Many; DDPM guided 1.5 is ahead of it there, {behind} (" in text
     early, later, fashion = (
         by_name[records.study_name("fashion-mnist", 100, "cpu", steps=n, image_size=8)] for n in (5000, 7500, 10000)
     )
@@ -347,9 +351,13 @@ def test_the_readme_shows_what_the_records_say():
     for scale, said in ((1, "without guidance"), (1.5, "with a little")):
         pair = early.select("oc-call", guidance_scale=scale), fashion.select("oc", guidance_scale=scale)
         assert f"{paired(*pair, 'few', ratio=True, other_steps=True).words()} {said}" in text
+        if scale == 1:
+            assert f"CALL pays with {paired(*pair, 'many', ratio=True, other_steps=True).words()} on Many" in text
     better = [v for v in tables.gain_rows(gains) if v["verdict, Few"] == "better"]
     left = [str(where) for where in tables.left_by_holm(gains)]
     assert len(gains) == 21 and len(better) == 9 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
+    won = [round(100 - 100 * of["few"].mean) for of in gains.values() if of["few"].high < 1]
+    assert f"by {min(won)} to {max(won)} percent" in text
     five, on_fashion = ([of.select(m) for m in ("call", "ddpm")] for of in (longer, fashion))
     three = [r for r in five[0] if r["run"]["seed"] < 3], five[1]
     on_medium = (paired(*pair, "medium", ratio=True).words() for pair in (three, five, on_fashion))
@@ -376,24 +384,36 @@ def test_the_readme_shows_what_the_records_say():
     )
     assert list(on_oc) == [False, True, True, True], "mostly stays"
     without = {
-        term: [paired(digits.select("call", {term: 0.0}), of, ratio=True) for of in reversed(pair)]
-        for term in ("consistency", "diversity")
+        term: [paired(digits.select("call", {term: 0.0}), of, "few", ratio=True) for of in reversed(pair)]
+        for term in ("consistency", "diversity", "lam")
     }
+    for term in without:
+        few, overall = (paired(digits.select("call", {term: 0.0}), pair[0], s, "kid") for s in ("few", "overall"))
+        assert few.low > 0 > overall.low, "by KID on Few as well, overall open"
     cifar = by_name[records.study_name("cifar10", 100, "cpu", steps=4_000, channels=32)]
     early = (paired(cifar.select("call"), cifar.select("ddpm"), s, ratio=True).words() for s in ("few", "many"))
     assert "the FID with CALL is {} times DDPM's on Few and {} times on Many".format(*early) in text
+    needs, medium = {}, []
+    for of in (of for of in records.ends(studies) if len(of.select("call")) >= 3):
+        needs[of.name] = paired(of.select("call", weights="theta_g"), of.select("call"), "few", ratio=True).mean
+        general = of.select("call", weights="theta_g")
+        medium.append(paired(general, of.select("ddpm"), "medium", ratio=True).mean)
+    said = (min(needs.values()), max(needs.values()), min(medium), max(medium))
+    assert min(needs, key=needs.get).startswith("cifar10") and max(needs, key=needs.get).startswith("digits")
+    assert "has {:.1f} times (CIFAR-10) to {:.0f} times (digits) the FID on Few".format(*said[:2]) in text
+    assert "than DDPM on Medium as well, {:.1f} to {:.1f} times".format(*said[2:]) in text
     ranks = [paired(digits.select("call", {"rank": rank}), pair[0], ratio=True) for rank in (0.2, 0.05)]
     assert all(of.seeds == [0, 1, 2, 3, 4] for of in ranks)
     assert "twice the rank has {} of CALL's overall FID, half of it {}".format(*(of.words() for of in ranks)) in text
-    con, div = (of_call.words() for _, of_call in without.values())
-    assert f"FID is {con} times CALL's, without diversity {div}, and about DDPM's; of the five seeds" in text
+    con, div, lam = (of_call.words() for _, of_call in without.values())
+    assert f"FID on Few is {con} times CALL's, without diversity {div}, and with λ = 0" in text
+    assert f"the reserved parameters without the loss, {lam}; by KID as well" in text
     assert all(len(of.seeds) == 5 for both in without.values() for of in both)
     assert all(of_ddpm.low < 1 < of_ddpm.high for of_ddpm, _ in without.values())
     by_lam = {
         lam: [paired(digits.select("call", {"lam": lam}), of, ratio=True) for of in pair]
-        for lam in (0.0, 0.5, 0.8, 1.2, 1.5)
+        for lam in (0.5, 0.8, 1.2, 1.5)
     }
-    assert f"the reserved parameters without the loss, it is {by_lam.pop(0.0)[0].words()} times CALL's" in text
     assert all(of_call.low < 1 < of_call.high and of_ddpm.high < 1 for of_call, of_ddpm in by_lam.values())
     of_default = [
         paired(digits.select("call", {"bound": b}), digits.select("call"), s, ratio=True)
@@ -429,11 +449,13 @@ def test_the_readme_shows_what_the_records_say():
     assert f"again with other images for each seed ({again.words()}, five pairs" in text
     assert again.seeds == [0, 1, 2, 3, 4]
     rs, plain = fashion.select("rs"), fashion.select("ddpm")
-    assert f"it brings it to {paired(rs, plain, 'few', ratio=True).words()} of DDPM's against a test set" in text
+    assert f"brings the FID on Few to {paired(rs, plain, 'few', ratio=True).words()} of DDPM's against a test" in text
+    guided = fashion.select("ddpm", guidance_scale=1.5)
+    assert f"and to {paired(rs, guided, 'few', ratio=True).words()} of that of DDPM guided 1.5" in text
     half, on_top = (fashion.select(m) for m in ("rs-sqrt", "rs-sqrt-call"))
     assert f"half-way to {paired(half, plain, 'few', ratio=True).words()}, for two percent on Many" in text
     assert [round(paired(of, plain, "many", ratio=True).mean, 2) for of in (half, rs)] == [1.02, 1.13]
-    assert f"on top of it adds nothing, {paired(on_top, half, 'few', ratio=True).words()}" in text
+    assert f"on top of it gains nothing, {paired(on_top, half, 'few', ratio=True).words()}" in text
     paths = ("metrics", "few", "recall"), ("copies", "few", "nearest_is_train")
     recalls, few_copies = ([records.mean_std(found, *path)[0] for found in (rs, plain)] for path in paths)
     assert recalls[0] > recalls[1] and few_copies[0] < 0.06, "a higher recall, few copies"
