@@ -453,7 +453,10 @@ def test_the_readme_shows_what_the_records_say():
     guided = fashion.select("ddpm", guidance_scale=1.5)
     assert f"and to {paired(rs, guided, 'few', ratio=True).words()} of that of DDPM guided 1.5" in text
     half, on_top = (fashion.select(m) for m in ("rs-sqrt", "rs-sqrt-call"))
-    assert f"half-way to {paired(half, plain, 'few', ratio=True).words()}, for two percent on Many" in text
+    assert (
+        f"half-way, by square roots, to {paired(half, plain, 'few', ratio=True).words()}, for two percent on Many"
+        in text
+    )
     assert [round(paired(of, plain, "many", ratio=True).mean, 2) for of in (half, rs)] == [1.02, 1.13]
     assert f"on top of it gains nothing, {paired(on_top, half, 'few', ratio=True).words()}" in text
     paths = ("metrics", "few", "recall"), ("copies", "few", "nearest_is_train")
