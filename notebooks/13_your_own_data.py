@@ -537,6 +537,8 @@ pd.DataFrame(shares, index=list(names)).loc[table.index].round(2)
 # * Duplicates: a photo that is in a class twice, once held out, makes every check of copying useless. Remove them first.
 # * A run whose classes have other numbers of images than when it began is refused. A photo that was edited or replaced is
 #   decoded again, and the run knows nothing of it. Start a new one.
+# * A run knows its photos by the path that you gave. If you train on one machine and evaluate on another, give a path
+#   that is right on both, such as `imagefolder:photos` from a folder that has them.
 # * `held_out` is drawn by the files' order. Add a photo, and others are held out: finish a comparison before the
 #   collection grows.
 # ```

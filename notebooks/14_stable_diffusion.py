@@ -37,6 +37,7 @@ import os
 import tempfile
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # this page downloads nothing; read on import
 import diffusers
 import numpy as np
 import pandas as pd
@@ -58,7 +59,6 @@ from callkit import (
 )
 
 notebook.check(steps=steps, seed=seed, achieved_tflops=achieved_tflops)
-os.environ["HF_HUB_OFFLINE"] = "1"  # this page downloads nothing
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 viz.style()
@@ -383,6 +383,11 @@ pd.DataFrame({"passes of the U-Net a step": passes}).T
 # ArtBench-10, 256 × 256, rank 128 and 8, batch 64, 100 epochs, AdamW with weight decay $10^{-6}$ and a learning rate of
 # $3 \cdot 10^{-4}$, 50 DDIM steps. The data set has to be fetched by hand, as does the model if the machine has no
 # network; the errors say how.
+#
+# **What you may do with it.** The weights of Stable Diffusion 1 are under the CreativeML Open RAIL-M licence. It
+# forbids a list of uses, and whoever passes on a model made from them, as `merged/` is, has to pass these terms on as
+# well; read the model's own page. The exported pipeline has no safety checker. ArtBench-10 is published under fair use,
+# not under a licence for any purpose.
 #
 # ```bash
 # hf download lambdalabs/miniSD-diffusers  # once, into the cache
