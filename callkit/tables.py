@@ -127,8 +127,9 @@ def other_steps(
 
 
 def fids(study: Study, words: dict) -> dict[str, list[float]]:
-    """By split, of each seed."""
-    return {s: [r["metrics"][s]["fid"] for r in study.select(**words)] for s in splits(study)}
+    """By split, of each seed that has one: a set of one image has none."""
+    scores = {s: [r["metrics"][s]["fid"] for r in study.select(**words)] for s in splits(study)}
+    return {s: [v for v in of if v is not None] for s, of in scores.items()}
 
 
 def unguided(study: Study) -> list[dict]:
@@ -173,7 +174,7 @@ class Where(NamedTuple):
 
 def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
     """CALL over its base loss without CALL in the studies of `records.ends`, where at least `claims.SEEDS` seeds have
-    both: FID ratios on Few and overall.
+    both, with an FID on Few: FID ratios there and overall.
 
     Under "base" what that base loss itself is worth at this scale: its FID on Few over that of DDPM without guidance.
     Under "kid" the difference of the KIDs on Few.
@@ -188,7 +189,7 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
             ratio = {s: paired(*pair, s, ratio=True) for s in ("few", "overall")}
             ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
             ratio["kid"] = paired(*pair, "few", "kid")
-            if len(ratio["overall"].seeds) >= claims.SEEDS:
+            if len(ratio["few"].seeds) >= claims.SEEDS:
                 made[Where.of(study, base, words["guidance_scale"])] = ratio
     order = [where.trained for where in made]  # other images beside the same data
     return dict(sorted(made.items(), key=lambda item: order.index(item[0].trained)))

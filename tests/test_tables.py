@@ -196,19 +196,29 @@ def test_studies_that_differ_in_training_steps_alone_make_a_family(tmp_path):
     assert (tmp_path / "digits-ir50-cpu-methods.svg").exists(), "the study that has the family's name"
 
 
-def test_two_classes_have_tables_and_figures_without_medium(tmp_path):
+@pytest.mark.parametrize("few", [True, False])
+def test_two_classes_have_tables_and_figures_without_medium(few, tmp_path):
+    """And without Few, if that has one image."""
+
     def of_two(record):
         other = copy.deepcopy(record)
         other["metrics"] = {k: v for k, v in record["metrics"].items() if "medium" not in k}
         other["metrics"]["class-9"]["fid"] = None  # too few images
+        if not few:
+            other["metrics"]["few"]["fid"] = None
         del other["training"]["curve"]["distance_medium"]
         return other
 
     some = [of_two(r) for r in RECORDS if r["run"]["method"] in ("ddpm", "call") and r["run"]["dataset"] == "digits"]
     tables.write(some, [], tmp_path)
+    drawn = tables.figures(records.find_study(records.studies(some), "digits", 50, "cpu"))
+    for name in ("methods", "guidance"):
+        assert [axes.get_title() for axes in drawn[name].axes] == ["Many", "Few"][: 1 + few]
+    assert (tmp_path / "gains.csv").exists() == few
     verdicts = {(r["source"], r["expected"]): r["verdict"] for r in rows(tmp_path / "digits-ir50-cpu-claims.csv")}
     assert verdicts["Figure 2", "CALL < DDPM, Medium"] == "not tested"
     assert verdicts["Table 5", "CALL < DDPM"] != "not tested"
+    assert (verdicts["Abstract, Figure 2", "CALL < DDPM, Few"] == "not tested") != few
 
 
 def test_the_same_records_give_the_same_bytes(written, tmp_path):
