@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -196,15 +197,26 @@ def study_name(dataset: str, imbalance_ratio: float | None, profile: str, **budg
     return "-".join([data_word(dataset, imbalance_ratio), profile, *words])
 
 
+def _with_path(name: str, dataset: str) -> str:
+    """The name of a study where another data set of the records has the same `data_word`."""
+    return f"{name}-{quote(dataset, safe='')}"
+
+
 def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
     """Records, and those of diverged runs, by what they may be compared with; the largest study first.
 
-    A diverged run, which no extractor has seen, belongs to each study of its data and budget.
+    A diverged run, which no extractor has seen, belongs to each study of its data and budget. Where two folders of
+    images have one last name, their studies' names tell the whole paths.
     """
+    datasets: dict[str, set[str]] = {}
+    for run in (r["run"] for r in (*records, *diverged)):
+        datasets.setdefault(data_word(run["dataset"], run["imbalance_ratio"]), set()).add(run["dataset"])
 
     def words(r) -> str:
         run = r["run"]
-        return study_name(run["dataset"], run["imbalance_ratio"], run["profile"], **run["overrides"])
+        name = study_name(run["dataset"], run["imbalance_ratio"], run["profile"], **run["overrides"])
+        shared = len(datasets[data_word(run["dataset"], run["imbalance_ratio"])]) > 1
+        return _with_path(name, run["dataset"]) if shared else name
 
     def measured(r) -> list[str]:
         """The extractor and the number of images, unless they are the usual ones."""
@@ -242,10 +254,11 @@ def ends(found: list[Study]) -> list[Study]:
 def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, profile: str) -> Study:
     """The one with these words, nothing of the budget overridden, and the usual extractor and number of images;
     ValueError if there is none."""
-    by_name = {study.name: study for study in found}
-    if (name := study_name(dataset, imbalance_ratio, profile)) not in by_name:
-        raise ValueError(f"no records of {name}; there are {', '.join(by_name) or 'none'}")
-    return by_name[name]
+    name = study_name(dataset, imbalance_ratio, profile)
+    for study in found:
+        if study.name in (name, _with_path(name, dataset)) and study.records[0]["run"]["dataset"] == dataset:
+            return study
+    raise ValueError(f"no records of {dataset} as {name}; there are {', '.join(s.name for s in found) or 'none'}")
 
 
 def label(method: str, overrides: dict) -> str:
@@ -302,7 +315,7 @@ def table(records: list[dict], metric: str = "fid") -> str:
     for key, group in rows.items():
         seeds = [r["run"]["seed"] for r in group]
         if twice := sorted({s for s in seeds if seeds.count(s) > 1}):
-            raise ValueError(f"two records of seed {twice[0]}: {', '.join(r['file'] for r in group)}")
+            raise ValueError(f"two records of seed {twice[0]} on {key[0]}: {', '.join(r['file'] for r in group)}")
         cells = dict.fromkeys(splits, "")
         if "diverged" in group[0]:
             cells["many"] = "diverged at step " + ", ".join(f"{r['diverged']['step']:,}" for r in group)

@@ -96,7 +96,10 @@ SHARED = (
 def _by_seed(records: list[dict], split: str, metric: str) -> dict[int, dict]:
     """Those that have the score: two classes have no Medium, and a set of one image has no FID."""
     if len({r["run"]["seed"] for r in records}) < len(records):
-        raise ValueError("two records of one seed: select one weights, guidance scale and set of overrides")
+        datasets = ", ".join(sorted({r["run"]["dataset"] for r in records}))
+        raise ValueError(
+            f"two records of one seed on {datasets}: select one dataset, weights, guidance scale and set of overrides"
+        )
     return {r["run"]["seed"]: r for r in records if r["metrics"].get(split, {}).get(metric) is not None}
 
 

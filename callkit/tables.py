@@ -155,7 +155,7 @@ class Where(NamedTuple):
     @classmethod
     def of(cls, study: Study, base: str = "ddpm", guidance_scale: float = 1) -> "Where":
         run = study.records[0]["run"]
-        trained = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
+        trained = f"{run['dataset']}-ir{records.ratio_word(run['imbalance_ratio'])}, {run['steps']:,} steps"
         return cls(trained, *(name in run["overrides"] for name in ("redraw", "cooldown")), base, guidance_scale)
 
     def how(self) -> str:

@@ -460,7 +460,9 @@ def test_a_study_is_found_beside_others_of_its_data():
 
 
 def test_a_record_that_comes_twice_is_refused():
-    with pytest.raises(ValueError, match=f"two records of seed {RECORDS[0]['run']['seed']}"):
+    with pytest.raises(
+        ValueError, match=f"two records of seed {RECORDS[0]['run']['seed']} on {RECORDS[0]['run']['dataset']}"
+    ):
         records.table([RECORDS[0], RECORDS[0]])
 
 
