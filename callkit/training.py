@@ -7,6 +7,7 @@ and noise, but for two: RS draws other images, and ADA its warps before the rest
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -248,6 +249,7 @@ class Pieces(NamedTuple):
     counts: np.ndarray  # training images per class
     about: dict  # what else a checkpoint tells, to build the model again
     precision: AbstractContextManager = nullcontext()
+    compiled: bool = False
 
 
 def train(
@@ -315,6 +317,7 @@ def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, co
         counts=train_set.counts,
         about={"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size},
         precision=torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+        compiled=compile,
     )
 
 
@@ -330,14 +333,34 @@ def carry_out(
             yield from _steps(config, run, device, minutes, prepare())
 
 
-def _resume(state: _State, run: Path, counts: np.ndarray) -> tuple[int, float]:
-    """Steps and seconds of the run's newest checkpoint, to which `state` is set; zeros without one."""
+def _resume(state: _State, run: Path, counts: np.ndarray) -> tuple[int, float, dict | None]:
+    """Steps, seconds and provenance of the run's newest checkpoint, to which `state` is set; zeros and None without
+    one."""
     if not (found := load_newest(run)):
-        return 0, 0.0
+        return 0, 0.0, None
     path, tensors, metadata = found
     check_counts(metadata, counts, path)
     state.restore(tensors, metadata["step"])
-    return metadata["step"], metadata["seconds"]
+    return metadata["step"], metadata["seconds"], metadata["provenance"]
+
+
+def _provenance(device: torch.device, compiled: bool, done: int, before: dict | None) -> dict:
+    """Of what is trained now. Under "parts" that of what was trained otherwise before, in order, each with its last
+    step: `before` is the provenance of the `done` steps. A warning says that they were trained on another kind of
+    device."""
+    now = records.provenance(device) | {"processes": distributed.world_size(), "compiled": compiled}
+    if before is None:
+        return now
+    former = {k: v for k, v in before.items() if k != "parts"}
+    if former["device"].startswith("cpu") != (device.type == "cpu"):
+        warnings.warn(
+            f"this run goes on with {now['device']}, whose random draws are others than those of {former['device']}, "
+            f"which trained it to step {done}: it will be another run than one on either alone",
+            stacklevel=2,
+        )
+    differs = former | {"finished": ""} != now | {"finished": ""}
+    parts = before.get("parts", []) + [former | {"step": done}] * differs
+    return now | ({"parts": parts} if parts else {})
 
 
 def _steps(
@@ -347,11 +370,11 @@ def _steps(
     minutes: float | None,
     pieces: Pieces,
 ) -> Iterator[StepRecord]:
-    network, parameters, optimiser, draw, allocation, schedule, counts, about, precision = pieces
+    network, parameters, optimiser, draw, allocation, schedule, counts, about, precision, compiled = pieces
     checkpoint, leader = run / CHECKPOINT, distributed.rank() == 0
     generator, objective = torch.Generator(device), OBJECTIVES[config.base]
     state = _State(config, parameters, optimiser, counts, device)
-    start, seconds_before = _resume(state, run, counts)
+    start, seconds_before, before = _resume(state, run, counts)
     distributed.wait_for_all()  # the first process must not change the folder before all have read it
     if leader:
         # A log is cut back to the checkpoint: steps after it are done again.
@@ -359,7 +382,7 @@ def _steps(
         with files.replacing(run / LOG) as temporary:
             temporary.write_text(kept)
         (run / DIVERGED).unlink(missing_ok=True)
-    provenance = records.provenance(device) | {"processes": distributed.world_size()}
+    provenance = _provenance(device, compiled, start, before)
     began = time.perf_counter()
     callers = 0.0  # seconds that the caller had a record for
 

@@ -165,7 +165,8 @@ def test_the_schema_refuses_what_is_no_record():
 
 
 def check_provenance(record):
-    for provenance in (record["provenance"], record["training"]["provenance"]):
+    training = record["training"]["provenance"]
+    for provenance in (record["provenance"], training, *training.get("parts", [])):
         assert len(provenance["git_commit"]) == 40 and provenance["git_dirty"] is False
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import closing
 
+import jsonschema
 import numpy as np
 import pytest
 import scipy.stats
@@ -370,6 +371,38 @@ def test_a_checkpoint_says_when_its_part_of_the_run_ended(tmp_path, monkeypatch)
     list(train(smoke(), tmp_path))
     ends = [load_checkpoint(tmp_path / name)[1]["provenance"]["finished"] for name in (PREVIOUS, CHECKPOINT)]
     assert ends == ["time 1", "time 2"]
+
+
+def test_a_checkpoint_says_who_trained_each_part_of_the_run(tmp_path, monkeypatch):
+    def provenance():
+        return load_checkpoint(tmp_path / CHECKPOINT)[1]["provenance"]
+
+    list(train(smoke(), tmp_path, minutes=0))
+    alone = provenance()
+    assert alone["compiled"] is False and "parts" not in alone
+    list(train(smoke(), tmp_path, minutes=0))
+    assert provenance() | {"finished": alone["finished"]} == alone, "nothing but the time is another"
+    before = provenance()
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    list(train(smoke(), tmp_path, minutes=0, compile=True))
+    assert provenance()["compiled"] is True and provenance()["parts"] == [before | {"step": 2}]
+    list(train(smoke(), tmp_path))
+    parts = provenance()["parts"]
+    assert [(p["step"], p["compiled"], "parts" in p) for p in parts] == [(2, False, False), (3, True, False)]
+    definitions = json.loads((records.results_folder() / "schema.json").read_text())["$defs"]
+    jsonschema.validate(provenance(), {"$ref": "#/$defs/provenance", "$defs": definitions})
+
+
+def test_a_run_that_goes_on_on_another_kind_of_device_says_so(tmp_path):
+    list(train(smoke(), tmp_path, minutes=0))
+    tensors, metadata = load_checkpoint(tmp_path / CHECKPOINT)
+    of_old = {k: v for k, v in metadata["provenance"].items() if k != "compiled"} | {"device": "NVIDIA H100"}
+    save_checkpoint(tmp_path / CHECKPOINT, tensors, metadata | {"provenance": of_old})
+    with pytest.warns(
+        UserWarning, match=r"goes on with cpu .*others than those of NVIDIA H100, which trained it to step 1"
+    ):
+        list(train(smoke(), tmp_path))
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["provenance"]["parts"] == [of_old | {"step": 1}]
 
 
 def test_the_compared_subset_is_another_one_at_each_step(tmp_path, monkeypatch):
