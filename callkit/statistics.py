@@ -1,9 +1,9 @@
 """What a difference between two methods over a few seeds is worth: paired by seed, with intervals and p-values.
 
-Derived in chapter 11. Two records of one seed share the training set, the order in which its images come, every
-timestep and noise of training (but for RS, which draws other images, and ADA, whose warps are drawn first), and the
-noise that sampling starts from; if code and PyTorch are the same, too, only the method differs. So differences are
-taken seed by seed.
+Derived in chapter 11. Two records of one seed share the training set, the order in which its images come, the noise
+that sampling starts from, and, where they were trained on one kind of device, every timestep and noise of training (but
+for RS, which draws other images, and ADA, whose warps are drawn first); if code and PyTorch are the same, too, only the
+method differs. So differences are taken seed by seed.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
 """Training: a generator of step records that can stop anywhere and go on as if it never had.
 
-Every random draw of step k is a function of (seed, k) and the settings alone. So a resumed run needs no generator
-states, equals an uninterrupted one bit for bit on the CPU, and two methods with one seed see the same images, timesteps
-and noise, but for two: RS draws other images, and ADA its warps before the rest, which is then another.
+Every random draw of step k is a function of (seed, k), the settings and the kind of device, for each has generators of
+its own. So a resumed run needs no generator states, equals an uninterrupted one bit for bit on the CPU, and two methods
+with one seed see the same images, and on one kind of device the same timesteps and noise, but for two: RS draws other
+images, and ADA its warps before the rest, which is then another.
 """
 
 import signal
