@@ -311,6 +311,22 @@ def test_table_keeps_extractors_and_overridden_settings_apart():
     assert len(lines) == 6 and ", rank=0.2 |" in lines[-2] and "| 1.5 |" in lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "said"),
+    [
+        ("fid", (9.12345, 9.12345), "9.12 ± 0.00"),
+        ("kid", (0.00173, 0.00181), "0.00177 ± 0.00006"),
+        ("recall", (0.5,), "0.500"),
+        ("fid", (None,), "nan"),
+    ],
+)
+def test_table_has_the_digits_that_each_metric_needs(metric, values, said):
+    found = [copy.deepcopy(RECORDS[0]) for _ in values]
+    for seed, (record, value) in enumerate(zip(found, values, strict=True)):
+        record["run"]["seed"], record["metrics"]["few"][metric] = seed, value
+    assert f"| {said} |" in records.table(found, metric)
+
+
 def test_table_says_when_runs_diverged():
     stopped = {"run": RECORDS[0]["run"], "diverged": {"step": 1850}}
     assert "| 1 | diverged at step 1,850 |" in records.table([RECORDS[0], stopped])
