@@ -317,8 +317,8 @@ def make_config(
     levels = len(config.channel_mult)
     if not set(config.attention_levels) <= set(range(levels)):
         raise ValueError(f"attention_levels must lie in 0..{levels - 1}, got {config.attention_levels}")
-    own = data.DATASETS[dataset].sizes[0] if dataset in data.DATASETS else 0
-    size, shrinks = config.image_size or own, 2 ** (levels - 1)
+    data.check_held_out(config.held_out, imbalance_ratio)
+    size, shrinks = data.chosen_size(dataset, config.image_size), 2 ** (levels - 1)
     if size % shrinks:
         raise ValueError(
             f"image_size must be a multiple of {shrinks} for the {levels} levels of channel_mult, got {size}"
