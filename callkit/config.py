@@ -62,6 +62,9 @@ OF_CALL = (
     *("bound_form", "stop_gradient", "centred", "branch_share"),
 )
 
+# Of these, with the preset's own word, those of the allocation loss: without effect where it weighs nothing.
+OF_ALLOCATION = ("allocation", "consistency", "diversity", "bound", "bound_form", "stop_gradient", "centred")
+
 # smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: meant for about an hour on one GPU;
 # not timed. paper: Section 5.1.
 PROFILES: dict[str, dict] = {
@@ -282,10 +285,15 @@ def check_effects(settings: Settings, allocation: str, overrides: dict, of_call:
     given = [name for name in of_call if name in overrides]
     if allocation != "bounded":
         given.insert(0, "allocation")
-    if given and not settings.call:
-        raise ValueError(f"{given[0]} has no effect without CALL, which method {settings.method} does not have")
-    if "bound_form" in given and (settings.bound is None or settings.diversity == 0):
-        raise ValueError(f"bound_form has no effect with {'bound=None' if settings.bound is None else 'diversity=0'}")
+    idle = {
+        f"without CALL, which method {settings.method} does not have": given if not settings.call else (),
+        "with lam=0": OF_ALLOCATION if settings.lam == 0 else (),
+        "with diversity=0": ("allocation", "bound", "bound_form") if settings.diversity == 0 else (),
+        "with bound=None": ("bound_form",) if settings.bound is None else (),
+    }
+    for why, names in idle.items():
+        if without_effect := [name for name in given if name in names]:
+            raise ValueError(f"{without_effect[0]} has no effect {why}")
 
 
 def make_config(
@@ -314,6 +322,8 @@ def make_config(
     config = TrainConfig.from_dict(words | settings)  # a record's overrides have lists where a config has tuples
     check_values(config)
     check_effects(config, allocation, overrides)
+    if config.augment and "flip" in overrides:
+        raise ValueError("flip has no effect with augment, whose warps mirror images themselves")
     levels = len(config.channel_mult)
     if not set(config.attention_levels) <= set(range(levels)):
         raise ValueError(f"attention_levels must lie in 0..{levels - 1}, got {config.attention_levels}")

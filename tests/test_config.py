@@ -76,6 +76,21 @@ from callkit.training import train
         (dict(bound=None, bound_form="cap"), "bound_form has no effect with bound=None"),
         (dict(allocation="paper", bound_form="cap"), "bound_form has no effect with bound=None"),
         (dict(diversity=0.0, bound_form="cap"), "bound_form has no effect with diversity=0"),
+        (dict(diversity=0.0, bound=0.2), "bound has no effect with diversity=0"),
+        (dict(diversity=0.0, allocation="paper"), "allocation has no effect with diversity=0"),
+        *(
+            (dict(lam=0.0) | {name: value}, f"{name} has no effect with lam=0")
+            for name, value in dict(
+                consistency=0.5,
+                diversity=0.5,
+                bound=0.2,
+                bound_form="cap",
+                stop_gradient=True,
+                centred=True,
+                allocation="released",
+            ).items()
+        ),
+        (dict(dataset="cifar10", method="ada", flip=False), "flip has no effect with augment, whose warps mirror"),
         (dict(learning_rate=1), "unknown setting 'learning_rate'; known: .*lr"),
     ],
 )
