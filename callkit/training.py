@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from callkit import augment, data, distributed, files, records
-from callkit.allocation import AllocationLoss
+from callkit.allocation import PRESETS, AllocationLoss
 from callkit.checkpoints import (
     CHECKPOINT,
     DIVERGED,
@@ -364,6 +364,20 @@ def _provenance(device: torch.device, compiled: bool, done: int, before: dict | 
     return now | ({"parts": parts} if parts else {})
 
 
+def _advice(config: Settings, term: str) -> str:
+    """What to try where this term has exploded."""
+    if term != "allocation loss":
+        return "Try a smaller lr."
+    default = PRESETS["bounded"]["bound"]
+    if config.bound is None:
+        how = "use allocation='bounded', on the command line --allocation bounded"
+        return f"The diversity term -omega_Div D has no floor with bound=None: {how}."
+    if getattr(config, "bound_form", None) == "relative":  # Stable Diffusion has one form
+        floor = "The diversity term has no floor with a large relative bound"
+        return f"{floor}: try a smaller bound than {config.bound:g}, or the exponential one, by default {default:g}."
+    return f"Try a smaller bound, here {config.bound:g} and by default {default:g}, or a smaller lr."
+
+
 def _steps(
     config: Settings,
     run: Path,
@@ -411,15 +425,9 @@ def _steps(
             if leader:
                 found = {"term": term, "value": str(value.item())}  # NaN and infinity are not JSON
                 files.write_json(run / DIVERGED, metadata_at(step) | found)
-            no_floor = term == "allocation loss" and config.bound is None
             raise TrainingError(
                 f"step {step}: the {term} is {value.item():.3g}, beyond ±{limit:g}; stopped. "
-                f"The last good checkpoint is {checkpoint if checkpoint.exists() else 'none'}. "
-                + (
-                    "The diversity term -omega_Div D has no floor with bound=None: use allocation='bounded'."
-                    if no_floor
-                    else "Try a smaller lr."
-                )
+                f"The last good checkpoint is {checkpoint if checkpoint.exists() else 'none'}. {_advice(config, term)}"
             )
 
     with _stop_signal() as stop, (run / LOG).open("a") as log:

@@ -184,7 +184,7 @@ def test_an_unwritable_folder_is_refused(tmp_path):
 
 def test_the_printed_loss_stops_with_the_term_that_exploded(tmp_path):
     config = smoke(allocation="paper", diversity=100, lr=3e-3, warmup=1, steps=200, checkpoint_every=1)
-    with pytest.raises(TrainingError, match=r"allocation loss is -.*no floor with bound=None") as stopped:
+    with pytest.raises(TrainingError, match=r"loss is -.*no floor with bound=None.* --allocation bounded") as stopped:
         list(train(config, tmp_path))
     kept = load_checkpoint(tmp_path / CHECKPOINT)
     assert kept[1]["step"] < int(str(stopped.value).split()[1].rstrip(":"))
@@ -193,6 +193,18 @@ def test_the_printed_loss_stops_with_the_term_that_exploded(tmp_path):
     assert record["diverged"]["term"] == "allocation loss" and float(record["diverged"]["value"]) < -EXPLODED
     assert record["run"]["steps"] == record["diverged"]["step"] == kept[1]["step"] + 1
     assert records.load_records(tmp_path) == [] and records.load_records(tmp_path, diverged=True) == [record]
+
+
+@pytest.mark.parametrize(
+    ("form", "advice"),
+    [
+        ("exponential", r"Try a smaller bound, here 2 and by default 0.1, or a smaller lr\.$"),
+        ("relative", r"no floor with a large relative bound: try a smaller bound than 2, or the exp.* by default 0\.1"),
+    ],
+)
+def test_an_allocation_loss_that_explodes_for_all_its_bound_says_what_to_try(form, advice, tmp_path):
+    with pytest.raises(TrainingError, match=rf"the allocation loss is .*{advice}"):
+        list(train(smoke(lam=1e15, bound=2.0, bound_form=form), tmp_path))
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch):
