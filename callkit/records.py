@@ -72,15 +72,19 @@ def released_name(config) -> str:
     return f"{data}-{config.method}-{config.profile}-seed{config.seed}.safetensors"
 
 
+def in_clone() -> bool:
+    """Whether this is the repository's callkit, with the paper's numbers and what was measured beside it."""
+    return (REPOSITORY / "results").is_dir()
+
+
 def results_folder() -> Path:
     """results/ of the repository; FileNotFoundError if callkit was installed without it."""
-    folder = REPOSITORY / "results"
-    if not folder.is_dir():
+    if not in_clone():
         raise FileNotFoundError(
             "the records and released checkpoints are in the repository's results/ folder: "
             "clone it and `pip install -e .`"
         )
-    return folder
+    return REPOSITORY / "results"
 
 
 def benchmark(name: str) -> dict:

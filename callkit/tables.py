@@ -302,7 +302,8 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
     <studies>-steps, -steps-against-ddpm;
     gains and all-gains, CALL over its base loss in all studies;
     records.csv, all scores; all.md, every variant and when diverged runs stopped; measured, the claims that are about
-    no score; paper-table1 to 5, ours beside the paper's numbers.
+    no score; paper-table1 to 5, ours beside the paper's numbers. Of a callkit that was installed without its repository
+    neither these nor the claims, and a line says so.
     """
     files.check_writable(folder)
     written = []
@@ -324,13 +325,18 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
 
     table("records", record_rows(finished), markdown=False)
     text("all", records.table(finished + diverged))
-    table("measured", claims.measured())
-    for number in records.PAPER_TABLES:
-        table(f"paper-table{number}", records.rows_beside_the_paper(number, finished))
+    of_each = {"scores": score_rows, "differences": difference_rows}
+    if records.in_clone():
+        of_each["claims"] = claim_rows
+        table("measured", claims.measured())
+        for number in records.PAPER_TABLES:
+            table(f"paper-table{number}", records.rows_beside_the_paper(number, finished))
+    else:
+        print("no tables of the paper's claims and numbers: these are in the repository, which is not here")
     viz.style()
     studies = records.studies(finished, diverged)
     for study in studies:
-        for name, rows in (("scores", score_rows), ("differences", difference_rows), ("claims", claim_rows)):
+        for name, rows in of_each.items():
             if found := rows(study):
                 table(f"{study.name}-{name}", found)
     drawn = {study.name: figures(study) for study in studies}

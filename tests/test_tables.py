@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import shutil
 import time
+from itertools import product
 
 import numpy as np
 import pytest
@@ -228,6 +230,18 @@ def test_the_same_records_give_the_same_bytes(written, tmp_path):
         tables.write(some, [], folder)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_without_the_repository_there_are_tables_of_the_records_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    for method, seed in product(("ddpm", "call"), range(3)):
+        shutil.copy(records.results_folder() / f"digits-ir50-{method}-cpu-seed{seed}-theta.json", tmp_path / "runs")
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path / "site-packages")
+    main(["table", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    of_the_study = {f"digits-ir50-cpu-{name}" for name in ("scores", "differences")}
+    assert {p.stem for p in (tmp_path / "out").glob("*.csv")} == {"records", "gains", *of_the_study}
+    said = capsys.readouterr().out
+    assert "no tables of the paper's claims and numbers: these are in the repository" in said and "6 records ->" in said
 
 
 def test_no_records_is_an_error_in_one_line(tmp_path):
