@@ -267,8 +267,8 @@ def train(
              damaged, the one before. With more `steps` than it was planned for, it is made longer, if its learning
              rate was not falling yet; other settings, or another number of images in a class, raise ValueError before
              any work, and a process that trains there already TrainingError.
-    minutes  stop after that much time, the caller's with the records included, with a checkpoint; a later call goes on
-             from there. `seconds`, of a record and in a checkpoint, are of training alone.
+    minutes  stop after that much time with a checkpoint, loading and the caller's time with the records included; a
+             later call goes on from there. `seconds`, of a record and in a checkpoint, are of training alone.
     compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
 
     A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT, SIGTERM or
@@ -326,12 +326,13 @@ def carry_out(
     config: Settings, run: Path, device: torch.device, minutes: float | None, prepare: Callable[[], Pieces]
 ) -> Iterator[StepRecord]:
     """The steps of `train` for any model: `prepare` makes it, once the run folder is found free and fitting."""
+    deadline = None if minutes is None else time.perf_counter() + 60 * minutes
     with locked(run) if distributed.rank() == 0 else nullcontext():
         found = load_newest(run, tensors=False)
         if found:
             _same_run(config, found[-1]["config"], found[-1]["step"], run / CHECKPOINT)
         if not found or found[-1]["step"] < config.steps:
-            yield from _steps(config, run, device, minutes, prepare())
+            yield from _steps(config, run, device, deadline, prepare())
 
 
 def _resume(state: _State, run: Path, counts: np.ndarray) -> tuple[int, float, dict | None]:
@@ -382,7 +383,7 @@ def _steps(
     config: Settings,
     run: Path,
     device: torch.device,
-    minutes: float | None,
+    deadline: float | None,  # by time.perf_counter
     pieces: Pieces,
 ) -> Iterator[StepRecord]:
     network, parameters, optimiser, draw, allocation, schedule, counts, about, precision, compiled = pieces
@@ -455,7 +456,7 @@ def _steps(
             done = step + 1
             # once: a signal during the yield below is the next step's
             interrupted = distributed.any_process(bool(stop))
-            out_of_time = minutes is not None and distributed.any_process(time.perf_counter() - began > 60 * minutes)
+            out_of_time = deadline is not None and distributed.any_process(time.perf_counter() > deadline)
             leaving = interrupted or out_of_time or done == config.steps
             to_log = done % config.log_every == 0 or done == config.steps
             to_save = done % config.checkpoint_every == 0 or leaving

@@ -442,6 +442,15 @@ def test_seconds_are_those_of_training_and_minutes_those_of_the_clock(tmp_path, 
     assert (metadata["step"], metadata["seconds"]) == (11, 0), "320 seconds are over"
 
 
+def test_loading_counts_as_minutes_and_not_as_seconds(tmp_path, monkeypatch):
+    clock, load = [0.0], training.data.load_for
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training.data, "load_for", lambda *words: clock.append(clock.pop() + 301) or load(*words))
+    list(train(smoke(), tmp_path, minutes=5))
+    metadata = load_checkpoint(tmp_path / CHECKPOINT)[1]
+    assert (metadata["step"], metadata["seconds"]) == (1, 0)
+
+
 def test_what_says_that_a_run_diverged_goes_when_it_goes_on(tmp_path):
     (tmp_path / DIVERGED).write_text("{}")
     list(train(smoke(steps=1), tmp_path))
