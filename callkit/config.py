@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from callkit.allocation import BOUND_FORMS, PRESETS
 from callkit.capacity import WHERE
 from callkit.objectives import CBDM_PRIORS, OBJECTIVES, OC_MODES, option_names
+from callkit.unet import check_sizes
 
 # The network and what goes with the images.
 _CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
@@ -217,7 +218,6 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
     "channel_mult": (lambda v: v and min(v) >= 1, "one positive factor a level"),
-    "channels": (lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
     "num_res_blocks": _COUNT,
     "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
     "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
@@ -325,8 +325,7 @@ def make_config(
     if config.augment and "flip" in overrides:
         raise ValueError("flip has no effect with augment, whose warps mirror images themselves")
     levels = len(config.channel_mult)
-    if not set(config.attention_levels) <= set(range(levels)):
-        raise ValueError(f"attention_levels must lie in 0..{levels - 1}, got {config.attention_levels}")
+    check_sizes(config.channels, levels, config.attention_levels)
     data.check_held_out(config.held_out, imbalance_ratio)
     size, shrinks = data.chosen_size(dataset, config.image_size), 2 ** (levels - 1)
     if size % shrinks:
