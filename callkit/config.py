@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 
 from callkit.allocation import BOUND_FORMS, PRESETS
-from callkit.capacity import WHERE
+from callkit.capacity import RANK, WHERE
 from callkit.objectives import CBDM_PRIORS, OBJECTIVES, OC_MODES, option_names
 from callkit.unet import check_sizes
 
@@ -220,7 +220,7 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "channel_mult": (lambda v: v and min(v) >= 1, "one positive factor a level"),
     "num_res_blocks": _COUNT,
     "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
-    "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
+    "rank": RANK,
     "lam": _NOT_NEGATIVE,
     "consistency": _NOT_NEGATIVE,
     "diversity": _NOT_NEGATIVE,

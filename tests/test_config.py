@@ -20,6 +20,7 @@ from callkit.training import train
         (dict(imbalance_ratio=float("nan")), "imbalance_ratio must be at least 1, or None, got nan"),
         (dict(rank=0), r"rank must be in \(0, 1\]"),
         (dict(rank=1.1), r"rank must be in \(0, 1\]"),
+        (dict(rank=1), r"rank must be in \(0, 1\], a share of min\(d, k\) such as 0\.1, or 1\.0 for full rank, got 1"),
         (dict(bound=-1.0), "bound must be positive"),
         (dict(bound_form="hard"), "bound_form must be one of exponential, cap, relative"),
         (dict(lr=0), "lr must be positive"),
