@@ -12,24 +12,22 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-
 
 class Interval(NamedTuple):
-    """A mean with Student's t-interval, whose ends are NaN for fewer than two values."""
+    """A mean with Student's 95 % t-interval, whose ends are NaN for fewer than two values."""
 
     mean: float
     low: float
     high: float
 
 
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Mean of `values` and its two-sided interval, which takes them to be draws of one normal distribution."""
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of `values` and its two-sided 95 % interval, which takes them to be draws of one normal distribution."""
     n = len(values)
     mean = float(np.mean(values)) if n else float("nan")
     if n < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
     return Interval(mean, mean - half, mean + half)
 
 
