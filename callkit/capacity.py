@@ -27,6 +27,13 @@ WHERE: dict[str, Callable[[str, nn.Module], bool]] = {
 }
 
 
+# What is fine as a rank, and how to say it. An integer may be meant as a number of dimensions.
+RANK: tuple[Callable, str] = (
+    lambda rank: isinstance(rank, float) and 0 < rank <= 1,
+    "in (0, 1], a share of min(d, k) such as 0.1, or 1.0 for full rank",
+)
+
+
 class LowRank(nn.Module):
     """W -> W + scale * BA. A convolution's weight is the matrix of shape (out, in * kh * kw)."""
 
@@ -60,14 +67,15 @@ def expert_weights(module: nn.Module) -> dict[str, LowRank]:
 def reserve(module: nn.Module, rank: float = 0.1, where: str | Callable[[str, nn.Module], bool] = "up") -> nn.Module:
     """Decompose the chosen weights in place, Eq. (3), and return `module`.
 
-    rank   share of min(d, k) given to the expert, in (0, 1]; the paper's is 1/10. At least rank 1.
+    rank   share of min(d, k) given to the expert, in (0, 1], and no integer; the paper's is 1/10. At least rank 1.
     where  a name from `WHERE`, or a function (name, module) -> bool for modules other than our U-Net.
 
     ValueError if the rank is out of range, the name unknown, nothing matches, a match has no weight or a parametrized
     one, or the module was decomposed before.
     """
-    if not 0 < rank <= 1:
-        raise ValueError(f"rank must be in (0, 1], a share of min(d, k); got {rank}")
+    fine, allowed = RANK
+    if not fine(rank):
+        raise ValueError(f"rank must be {allowed}, got {rank}")
     if isinstance(where, str):
         if where not in WHERE:
             raise ValueError(f"unknown where {where!r}; known: {', '.join(WHERE)}, or a function")

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 
 from callkit.allocation import BOUND_FORMS, PRESETS
-from callkit.capacity import WHERE
+from callkit.capacity import RANK, WHERE
 from callkit.objectives import CBDM_PRIORS, OBJECTIVES, OC_MODES, option_names
+from callkit.unet import check_sizes
 
 # The network and what goes with the images.
 _CIFAR = dict(channels=128, channel_mult=(1, 2, 2, 2), attention_levels=(1,), num_res_blocks=2, flip=True)
@@ -61,6 +62,9 @@ OF_CALL = (
     *("rank", "where", "lam", "consistency", "diversity", "bound"),
     *("bound_form", "stop_gradient", "centred", "branch_share"),
 )
+
+# Of these, with the preset's own word, those of the allocation loss: without effect where it weighs nothing.
+OF_ALLOCATION = ("allocation", "consistency", "diversity", "bound", "bound_form", "stop_gradient", "centred")
 
 # smoke: seconds, for tests, never a result. cpu: minutes, what the book shows. gpu: meant for about an hour on one GPU;
 # not timed. paper: Section 5.1.
@@ -214,10 +218,9 @@ CHECKS: dict[str, tuple[Callable, str]] = {  # of settings by name: what is fine
     "log_every": _COUNT,
     "checkpoint_every": _COUNT,
     "channel_mult": (lambda v: v and min(v) >= 1, "one positive factor a level"),
-    "channels": (lambda v: v >= 4 and v % 4 == 0, "a multiple of 4"),
     "num_res_blocks": _COUNT,
     "where": (lambda v: v in WHERE, f"one of {', '.join(WHERE)}"),
-    "rank": (lambda v: 0 < v <= 1, "in (0, 1], a share of min(d, k)"),
+    "rank": RANK,
     "lam": _NOT_NEGATIVE,
     "consistency": _NOT_NEGATIVE,
     "diversity": _NOT_NEGATIVE,
@@ -282,10 +285,15 @@ def check_effects(settings: Settings, allocation: str, overrides: dict, of_call:
     given = [name for name in of_call if name in overrides]
     if allocation != "bounded":
         given.insert(0, "allocation")
-    if given and not settings.call:
-        raise ValueError(f"{given[0]} has no effect without CALL, which method {settings.method} does not have")
-    if "bound_form" in given and (settings.bound is None or settings.diversity == 0):
-        raise ValueError(f"bound_form has no effect with {'bound=None' if settings.bound is None else 'diversity=0'}")
+    idle = {
+        f"without CALL, which method {settings.method} does not have": given if not settings.call else (),
+        "with lam=0": OF_ALLOCATION if settings.lam == 0 else (),
+        "with diversity=0": ("allocation", "bound", "bound_form") if settings.diversity == 0 else (),
+        "with bound=None": ("bound_form",) if settings.bound is None else (),
+    }
+    for why, names in idle.items():
+        if without_effect := [name for name in given if name in names]:
+            raise ValueError(f"{without_effect[0]} has no effect {why}")
 
 
 def make_config(
@@ -314,11 +322,12 @@ def make_config(
     config = TrainConfig.from_dict(words | settings)  # a record's overrides have lists where a config has tuples
     check_values(config)
     check_effects(config, allocation, overrides)
+    if config.augment and "flip" in overrides:
+        raise ValueError("flip has no effect with augment, whose warps mirror images themselves")
     levels = len(config.channel_mult)
-    if not set(config.attention_levels) <= set(range(levels)):
-        raise ValueError(f"attention_levels must lie in 0..{levels - 1}, got {config.attention_levels}")
-    own = data.DATASETS[dataset].sizes[0] if dataset in data.DATASETS else 0
-    size, shrinks = config.image_size or own, 2 ** (levels - 1)
+    check_sizes(config.channels, levels, config.attention_levels)
+    data.check_held_out(config.held_out, imbalance_ratio)
+    size, shrinks = data.chosen_size(dataset, config.image_size), 2 ** (levels - 1)
     if size % shrinks:
         raise ValueError(
             f"image_size must be a multiple of {shrinks} for the {levels} levels of channel_mult, got {size}"

@@ -269,16 +269,44 @@ class DataSet(NamedTuple):
     load_test: Callable[[Path, int], ImageSet] | None = None  # a balanced test set, for those whose reference it is
 
 
-ANY = tuple(range(4, 1025))
+PICTURE_SIZES = (64, *range(4, 1025))
 DATASETS = {
     "digits": DataSet(_digits, (8,)),
     "fashion-mnist": DataSet(_fashion, (32, 16, 8), partial(_fashion, train=False)),
     "cifar10": DataSet(partial(_cifar, "CIFAR10"), (32,)),
     "cifar100": DataSet(partial(_cifar, "CIFAR100"), (32,)),
-    "celeba-hq": DataSet(_celeba_hq, (64, *ANY)),
-    "artbench10": DataSet(_artbench10, (256, *ANY)),
+    "celeba-hq": DataSet(_celeba_hq, PICTURE_SIZES),
+    "artbench10": DataSet(_artbench10, (256, *PICTURE_SIZES)),
 }
-IMAGEFOLDER = "imagefolder:"  # and a path: any folder of one folder of images per class, 64 x 64 by default
+IMAGEFOLDER = "imagefolder:"  # and a path: any folder of one folder of images per class
+
+
+def find(dataset: str) -> DataSet:
+    """The data set of that name. ValueError for an unknown one."""
+    if path := dataset.removeprefix(IMAGEFOLDER) if dataset.startswith(IMAGEFOLDER) else "":
+        return DataSet(partial(_imagefolder, Path(path).expanduser()), PICTURE_SIZES)
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown dataset {dataset!r}; known: {', '.join(DATASETS)}, {IMAGEFOLDER}PATH")
+    return DATASETS[dataset]
+
+
+def chosen_size(dataset: str, image_size: int | None) -> int:
+    """That image size, or for None the data set's own. ValueError for one that it cannot have, and an unknown name."""
+    sizes = find(dataset).sizes
+    size = image_size or sizes[0]
+    if size not in sizes:
+        allowed = "4 to 1024" if set(PICTURE_SIZES) <= set(sizes) else ", ".join(map(str, sizes))
+        raise ValueError(f"image_size of {dataset} can be {allowed}; got {size}")
+    return size
+
+
+def check_held_out(held_out: float, imbalance_ratio: float | None) -> None:
+    """ValueError for images held out of a data set that is made long-tailed."""
+    if held_out and imbalance_ratio is not None:
+        raise ValueError(
+            f"held_out is for a data set's own counts (imbalance_ratio None, or natural); "
+            f"at {imbalance_ratio:g} the images left out are held out already"
+        )
 
 
 def load(dataset: str, root: str | Path = "data", image_size: int | None = None) -> ImageSet:
@@ -289,18 +317,7 @@ def load(dataset: str, root: str | Path = "data", image_size: int | None = None)
     download failed. ValueError for an unknown name, an image size that the set cannot have, fewer than two classes in a
     folder or a file in it that cannot be read as an image.
     """
-    root = Path(root)
-    if dataset.startswith(IMAGEFOLDER):
-        chosen = DataSet(partial(_imagefolder, Path(dataset.removeprefix(IMAGEFOLDER)).expanduser()), (64, *ANY))
-    elif dataset in DATASETS:
-        chosen = DATASETS[dataset]
-    else:
-        raise ValueError(f"unknown dataset {dataset!r}; known: {', '.join(DATASETS)}, {IMAGEFOLDER}PATH")
-    size = image_size or chosen.sizes[0]
-    if size not in chosen.sizes:
-        allowed = "4 to 1024" if set(ANY) <= set(chosen.sizes) else ", ".join(map(str, chosen.sizes))
-        raise ValueError(f"image_size of {dataset} can be {allowed}; got {size}")
-    return chosen.load(root, size)
+    return find(dataset).load(Path(root), chosen_size(dataset, image_size))
 
 
 def load_long_tailed(
@@ -318,13 +335,8 @@ def load_long_tailed(
     share of each class that is not trained on, rounded to whole images; ValueError if it leaves a class empty. Which
     images are kept is a function of `draw` alone. A test set comes along for those of DATASETS that have one.
     """
-    if held_out and imbalance_ratio is not None:
-        raise ValueError(
-            f"held_out is for a data set's own counts (imbalance_ratio None, or natural); "
-            f"at {imbalance_ratio:g} the images left out are held out already"
-        )
-    full = load(dataset, root, image_size)
-    load_test = DATASETS[dataset].load_test if dataset in DATASETS else None
+    check_held_out(held_out, imbalance_ratio)
+    full, load_test = load(dataset, root, image_size), find(dataset).load_test
     test = load_test(Path(root), full.images.shape[-1]) if load_test else None
     if imbalance_ratio is None:
         counts = full.counts - np.rint(held_out * full.counts).astype(int)

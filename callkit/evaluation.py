@@ -179,7 +179,7 @@ def _sampled(folder: Path) -> dict:
     return {"seconds": round(sum(a["seconds"] for a in about), 1), "device": devices}
 
 
-def snapshot(checkpoint: str | Path, per_class: int = 4, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+def snapshot(checkpoint: str | Path, per_class: int = 4, device: str = "cpu") -> dict[str, Tensor]:
     """Samples of each set of weights of a checkpoint, one noise for all: name -> uint8 (classes * per_class, C, H, W).
 
     Taken at each checkpoint of a run, they show which classes are learnt when (Chapter 05).
@@ -190,7 +190,7 @@ def snapshot(checkpoint: str | Path, per_class: int = 4, seed: int = 0, device: 
         model, run = checkpoints.load_model(checkpoint, weights, device)
         labels = sampling.balanced_labels(model.num_classes, per_class)
         steps = config.SAMPLING[run.profile]["steps"]
-        images[weights] = sampling.sample(model, NoiseSchedule(), labels, size, seed, steps)
+        images[weights] = sampling.sample(model, NoiseSchedule(), labels, size, steps=steps)
     return images
 
 

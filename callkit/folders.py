@@ -66,11 +66,13 @@ def decode(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
             if image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+            if image.mode == "I" and image.format != "PNG":  # older Pillows give a PNG of 16 bits this mode, too
+                raise ValueError("its pixels are integers of no known range; save it with 8 or 16 bits")
+            image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # Pillow would clip them
-                image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -290,6 +290,7 @@ def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bo
         schedule=model.schedule.to(device),
         counts=train_set.counts,
         about={"class_names": list(train_set.class_names), "image_size": tune.image_size},
+        compiled=compile,
     )
 
 

@@ -105,6 +105,8 @@ def make_config(
     }
     config.check_values(tune, config.CHECKS | checks)
     config.check_effects(tune, allocation, overrides, OF_CALL)
+    data.check_held_out(tune.held_out, imbalance_ratio)
+    data.chosen_size(dataset, tune.image_size)
     if not by_epochs:
         return tune
     images = int(data.long_tailed_counts(ARTBENCH_CLASS, 10, imbalance_ratio or 1).sum())  # on any other data, too

@@ -5,14 +5,14 @@ defaults. And without a data set's records a chapter would fail somewhere in its
 """
 
 import ast
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from IPython import get_ipython
 
 from callkit import records
 from callkit.checkpoints import CHECKPOINT
-from callkit.config import TrainConfig, make_config
+from callkit.config import WORDS, TrainConfig, check_values, make_config
 
 
 def check(**parameters) -> None:
@@ -23,8 +23,9 @@ def check(**parameters) -> None:
     """
     if unknown := sorted(_passed() - parameters.keys()):
         raise ValueError(f"unknown parameter {unknown[0]!r}; this notebook has: {', '.join(parameters)}")
-    settings = {f.name for f in fields(TrainConfig)} & parameters.keys()
-    make_config(**{name: parameters[name] for name in settings})
+    settings = {f.name: parameters[f.name] for f in fields(TrainConfig) if f.name in parameters}
+    words = {name: settings.pop(name) for name in WORDS if name in settings}
+    check_values(replace(make_config(**words), **settings))  # together they need not fit: the data may be others
 
 
 def _passed() -> set[str]:

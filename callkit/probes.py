@@ -166,7 +166,8 @@ class WithOffset(nn.Module):
     def __init__(self, general: nn.Module, mean: Tensor):
         super().__init__()
         self.general, self.num_classes, self.in_channels = general, general.num_classes, general.in_channels
-        self.register_buffer("mean", torch.cat([mean, mean.new_zeros(1)]))  # Null: nothing
+        mean = torch.cat([mean, mean.new_zeros(1)])  # Null: nothing
+        self.register_buffer("mean", mean.to(next(general.parameters()).device))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return self.general(x_t, t, y) + self.mean[y][:, None, None, None]

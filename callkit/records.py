@@ -6,6 +6,7 @@ A record is one JSON file per finished run and evaluation. Every number the book
 import csv
 import hashlib
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -71,15 +73,19 @@ def released_name(config) -> str:
     return f"{data}-{config.method}-{config.profile}-seed{config.seed}.safetensors"
 
 
+def in_clone() -> bool:
+    """Whether this is the repository's callkit, with the paper's numbers and what was measured beside it."""
+    return (REPOSITORY / "results").is_dir()
+
+
 def results_folder() -> Path:
     """results/ of the repository; FileNotFoundError if callkit was installed without it."""
-    folder = REPOSITORY / "results"
-    if not folder.is_dir():
+    if not in_clone():
         raise FileNotFoundError(
             "the records and released checkpoints are in the repository's results/ folder: "
             "clone it and `pip install -e .`"
         )
-    return folder
+    return REPOSITORY / "results"
 
 
 def benchmark(name: str) -> dict:
@@ -196,15 +202,26 @@ def study_name(dataset: str, imbalance_ratio: float | None, profile: str, **budg
     return "-".join([data_word(dataset, imbalance_ratio), profile, *words])
 
 
+def _with_path(name: str, dataset: str) -> str:
+    """The name of a study where another data set of the records has the same `data_word`."""
+    return f"{name}-{quote(dataset, safe='')}"
+
+
 def studies(records: list[dict], diverged: list[dict] = ()) -> list[Study]:
     """Records, and those of diverged runs, by what they may be compared with; the largest study first.
 
-    A diverged run, which no extractor has seen, belongs to each study of its data and budget.
+    A diverged run, which no extractor has seen, belongs to each study of its data and budget. Where two folders of
+    images have one last name, their studies' names tell the whole paths.
     """
+    datasets: dict[str, set[str]] = {}
+    for run in (r["run"] for r in (*records, *diverged)):
+        datasets.setdefault(data_word(run["dataset"], run["imbalance_ratio"]), set()).add(run["dataset"])
 
     def words(r) -> str:
         run = r["run"]
-        return study_name(run["dataset"], run["imbalance_ratio"], run["profile"], **run["overrides"])
+        name = study_name(run["dataset"], run["imbalance_ratio"], run["profile"], **run["overrides"])
+        shared = len(datasets[data_word(run["dataset"], run["imbalance_ratio"])]) > 1
+        return _with_path(name, run["dataset"]) if shared else name
 
     def measured(r) -> list[str]:
         """The extractor and the number of images, unless they are the usual ones."""
@@ -242,10 +259,11 @@ def ends(found: list[Study]) -> list[Study]:
 def find_study(found: list[Study], dataset: str, imbalance_ratio: float | None, profile: str) -> Study:
     """The one with these words, nothing of the budget overridden, and the usual extractor and number of images;
     ValueError if there is none."""
-    by_name = {study.name: study for study in found}
-    if (name := study_name(dataset, imbalance_ratio, profile)) not in by_name:
-        raise ValueError(f"no records of {name}; there are {', '.join(by_name) or 'none'}")
-    return by_name[name]
+    name = study_name(dataset, imbalance_ratio, profile)
+    for study in found:
+        if study.name in (name, _with_path(name, dataset)) and study.records[0]["run"]["dataset"] == dataset:
+            return study
+    raise ValueError(f"no records of {dataset} as {name}; there are {', '.join(s.name for s in found) or 'none'}")
 
 
 def label(method: str, overrides: dict) -> str:
@@ -275,7 +293,10 @@ def parted_at(curve: dict) -> int | None:
 def score_words(records: list[dict], split: str, metric: str) -> str:
     """Mean ± standard deviation over records for a table; of one record the score alone."""
     mean, std = mean_std(records, "metrics", split, metric)
-    digits = {"fid": 2, "is": 2, "kid": 4}.get(metric, 3)
+    digits = {"fid": 2, "is": 2}.get(metric, 3)
+    if metric == "kid":  # 0.003 give or take 0.0001 by Inception, 50 by the digits' classifier
+        size = next((abs(v) for v in (std, mean) if v and math.isfinite(v)), 1)
+        digits = min(max(2 - math.floor(math.log10(size)), 0), 5)
     return f"{mean:.{digits}f} ± {std:.{digits}f}" if len(records) > 1 else f"{mean:.{digits}f}"
 
 
@@ -302,14 +323,13 @@ def table(records: list[dict], metric: str = "fid") -> str:
     for key, group in rows.items():
         seeds = [r["run"]["seed"] for r in group]
         if twice := sorted({s for s in seeds if seeds.count(s) > 1}):
-            raise ValueError(f"two records of seed {twice[0]}: {', '.join(r['file'] for r in group)}")
+            raise ValueError(f"two records of seed {twice[0]} on {key[0]}: {', '.join(r['file'] for r in group)}")
         cells = dict.fromkeys(splits, "")
         if "diverged" in group[0]:
             cells["many"] = "diverged at step " + ", ".join(f"{r['diverged']['step']:,}" for r in group)
         else:
             for split in cells.keys() & group[0]["metrics"].keys():  # two classes have no Medium
-                mean, std = mean_std(group, "metrics", split, metric)
-                cells[split] = f"{mean:.3f} ± {std:.3f}" if len(group) > 1 else f"{mean:.3f}"
+                cells[split] = score_words(group, split, metric)
         lines.append(dict(zip(names, (*key, len(group)), strict=True)) | cells)
     return markdown(lines)
 

@@ -1,9 +1,9 @@
 """What a difference between two methods over a few seeds is worth: paired by seed, with intervals and p-values.
 
-Derived in chapter 11. Two records of one seed share the training set, the order in which its images come, every
-timestep and noise of training (but for RS, which draws other images, and ADA, whose warps are drawn first), and the
-noise that sampling starts from; if code and PyTorch are the same, too, only the method differs. So differences are
-taken seed by seed.
+Derived in chapter 11. Two records of one seed share the training set, the order in which its images come, the noise
+that sampling starts from, and, where they were trained on one kind of device, every timestep and noise of training (but
+for RS, which draws other images, and ADA, whose warps are drawn first); if code and PyTorch are the same, too, only the
+method differs. So differences are taken seed by seed.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,22 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-
 
 class Interval(NamedTuple):
-    """A mean with Student's t-interval, whose ends are NaN for fewer than two values."""
+    """A mean with Student's 95 % t-interval, whose ends are NaN for fewer than two values."""
 
     mean: float
     low: float
     high: float
 
 
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Mean of `values` and its two-sided interval, which takes them to be draws of one normal distribution."""
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean of `values` and its two-sided 95 % interval, which takes them to be draws of one normal distribution."""
     n = len(values)
     mean = float(np.mean(values)) if n else float("nan")
     if n < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -101,7 +99,10 @@ SHARED = (
 def _by_seed(records: list[dict], split: str, metric: str) -> dict[int, dict]:
     """Those that have the score: two classes have no Medium, and a set of one image has no FID."""
     if len({r["run"]["seed"] for r in records}) < len(records):
-        raise ValueError("two records of one seed: select one weights, guidance scale and set of overrides")
+        datasets = ", ".join(sorted({r["run"]["dataset"] for r in records}))
+        raise ValueError(
+            f"two records of one seed on {datasets}: select one dataset, weights, guidance scale and set of overrides"
+        )
     return {r["run"]["seed"]: r for r in records if r["metrics"].get(split, {}).get(metric) is not None}
 
 

@@ -127,8 +127,9 @@ def other_steps(
 
 
 def fids(study: Study, words: dict) -> dict[str, list[float]]:
-    """By split, of each seed."""
-    return {s: [r["metrics"][s]["fid"] for r in study.select(**words)] for s in splits(study)}
+    """By split, of each seed that has one: a set of one image has none."""
+    scores = {s: [r["metrics"][s]["fid"] for r in study.select(**words)] for s in splits(study)}
+    return {s: [v for v in of if v is not None] for s, of in scores.items()}
 
 
 def unguided(study: Study) -> list[dict]:
@@ -154,7 +155,7 @@ class Where(NamedTuple):
     @classmethod
     def of(cls, study: Study, base: str = "ddpm", guidance_scale: float = 1) -> "Where":
         run = study.records[0]["run"]
-        trained = f"{records.data_word(run['dataset'], run['imbalance_ratio'])}, {run['steps']:,} steps"
+        trained = f"{run['dataset']}-ir{records.ratio_word(run['imbalance_ratio'])}, {run['steps']:,} steps"
         return cls(trained, *(name in run["overrides"] for name in ("redraw", "cooldown")), base, guidance_scale)
 
     def how(self) -> str:
@@ -173,7 +174,7 @@ class Where(NamedTuple):
 
 def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
     """CALL over its base loss without CALL in the studies of `records.ends`, where at least `claims.SEEDS` seeds have
-    both: FID ratios on Many, Few and overall.
+    both, with an FID on Few: FID ratios on Many, Few and overall.
 
     Under "base" what that base loss itself is worth at this scale: its FID on Few over that of DDPM without guidance.
     Under "kid" the difference of the KIDs on Few.
@@ -188,7 +189,7 @@ def gains(found: list[Study]) -> dict[Where, dict[str, Paired]]:
             ratio = {s: paired(*pair, s, ratio=True) for s in ("many", "few", "overall")}
             ratio["base"] = paired(pair[1], study.select("ddpm"), "few", ratio=True)
             ratio["kid"] = paired(*pair, "few", "kid")
-            if len(ratio["overall"].seeds) >= claims.SEEDS:
+            if len(ratio["few"].seeds) >= claims.SEEDS:
                 made[Where.of(study, base, words["guidance_scale"])] = ratio
     order = [where.trained for where in made]  # other images beside the same data
     return dict(sorted(made.items(), key=lambda item: order.index(item[0].trained)))
@@ -301,7 +302,8 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
     <studies>-steps, -steps-against-ddpm;
     gains and all-gains, CALL over its base loss in all studies;
     records.csv, all scores; all.md, every variant and when diverged runs stopped; measured, the claims that are about
-    no score; paper-table1 to 5, ours beside the paper's numbers.
+    no score; paper-table1 to 5, ours beside the paper's numbers. Of a callkit that was installed without its repository
+    neither these nor the claims, and a line says so.
     """
     files.check_writable(folder)
     written = []
@@ -323,13 +325,18 @@ def write(finished: list[dict], diverged: list[dict], folder: Path) -> list[Path
 
     table("records", record_rows(finished), markdown=False)
     text("all", records.table(finished + diverged))
-    table("measured", claims.measured())
-    for number in records.PAPER_TABLES:
-        table(f"paper-table{number}", records.rows_beside_the_paper(number, finished))
+    of_each = {"scores": score_rows, "differences": difference_rows}
+    if records.in_clone():
+        of_each["claims"] = claim_rows
+        table("measured", claims.measured())
+        for number in records.PAPER_TABLES:
+            table(f"paper-table{number}", records.rows_beside_the_paper(number, finished))
+    else:
+        print("no tables of the paper's claims and numbers: these are in the repository, which is not here")
     viz.style()
     studies = records.studies(finished, diverged)
     for study in studies:
-        for name, rows in (("scores", score_rows), ("differences", difference_rows), ("claims", claim_rows)):
+        for name, rows in of_each.items():
             if found := rows(study):
                 table(f"{study.name}-{name}", found)
     drawn = {study.name: figures(study) for study in studies}

@@ -1,12 +1,14 @@
 """Training: a generator of step records that can stop anywhere and go on as if it never had.
 
-Every random draw of step k is a function of (seed, k) and the settings alone. So a resumed run needs no generator
-states, equals an uninterrupted one bit for bit on the CPU, and two methods with one seed see the same images, timesteps
-and noise, but for two: RS draws other images, and ADA its warps before the rest, which is then another.
+Every random draw of step k is a function of (seed, k), the settings and the kind of device, for each has generators of
+its own. So a resumed run needs no generator states, equals an uninterrupted one bit for bit on the CPU, and two methods
+with one seed see the same images, and on one kind of device the same timesteps and noise, but for two: RS draws other
+images, and ADA its warps before the rest, which is then another.
 """
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from callkit import augment, data, distributed, files, records
-from callkit.allocation import AllocationLoss
+from callkit.allocation import PRESETS, AllocationLoss
 from callkit.checkpoints import (
     CHECKPOINT,
     DIVERGED,
@@ -248,6 +250,7 @@ class Pieces(NamedTuple):
     counts: np.ndarray  # training images per class
     about: dict  # what else a checkpoint tells, to build the model again
     precision: AbstractContextManager = nullcontext()
+    compiled: bool = False
 
 
 def train(
@@ -264,8 +267,8 @@ def train(
              damaged, the one before. With more `steps` than it was planned for, it is made longer, if its learning
              rate was not falling yet; other settings, or another number of images in a class, raise ValueError before
              any work, and a process that trains there already TrainingError.
-    minutes  stop after that much time, the caller's with the records included, with a checkpoint; a later call goes on
-             from there. `seconds`, of a record and in a checkpoint, are of training alone.
+    minutes  stop after that much time with a checkpoint, loading and the caller's time with the records included; a
+             later call goes on from there. `seconds`, of a record and in a checkpoint, are of training alone.
     compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
 
     A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT, SIGTERM or
@@ -315,6 +318,7 @@ def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, co
         counts=train_set.counts,
         about={"in_channels": in_channels, "num_classes": num_classes, "image_size": image_size},
         precision=torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+        compiled=compile,
     )
 
 
@@ -322,36 +326,71 @@ def carry_out(
     config: Settings, run: Path, device: torch.device, minutes: float | None, prepare: Callable[[], Pieces]
 ) -> Iterator[StepRecord]:
     """The steps of `train` for any model: `prepare` makes it, once the run folder is found free and fitting."""
+    deadline = None if minutes is None else time.perf_counter() + 60 * minutes
     with locked(run) if distributed.rank() == 0 else nullcontext():
         found = load_newest(run, tensors=False)
         if found:
             _same_run(config, found[-1]["config"], found[-1]["step"], run / CHECKPOINT)
         if not found or found[-1]["step"] < config.steps:
-            yield from _steps(config, run, device, minutes, prepare())
+            yield from _steps(config, run, device, deadline, prepare())
 
 
-def _resume(state: _State, run: Path, counts: np.ndarray) -> tuple[int, float]:
-    """Steps and seconds of the run's newest checkpoint, to which `state` is set; zeros without one."""
+def _resume(state: _State, run: Path, counts: np.ndarray) -> tuple[int, float, dict | None]:
+    """Steps, seconds and provenance of the run's newest checkpoint, to which `state` is set; zeros and None without
+    one."""
     if not (found := load_newest(run)):
-        return 0, 0.0
+        return 0, 0.0, None
     path, tensors, metadata = found
     check_counts(metadata, counts, path)
     state.restore(tensors, metadata["step"])
-    return metadata["step"], metadata["seconds"]
+    return metadata["step"], metadata["seconds"], metadata["provenance"]
+
+
+def _provenance(device: torch.device, compiled: bool, done: int, before: dict | None) -> dict:
+    """Of what is trained now. Under "parts" that of what was trained otherwise before, in order, each with its last
+    step: `before` is the provenance of the `done` steps. A warning says that they were trained on another kind of
+    device."""
+    now = records.provenance(device) | {"processes": distributed.world_size(), "compiled": compiled}
+    if before is None:
+        return now
+    former = {k: v for k, v in before.items() if k != "parts"}
+    if former["device"].startswith("cpu") != (device.type == "cpu"):
+        warnings.warn(
+            f"this run goes on with {now['device']}, whose random draws are others than those of {former['device']}, "
+            f"which trained it to step {done}: it will be another run than one on either alone",
+            stacklevel=2,
+        )
+    differs = former | {"finished": ""} != now | {"finished": ""}
+    parts = before.get("parts", []) + [former | {"step": done}] * differs
+    return now | ({"parts": parts} if parts else {})
+
+
+def _advice(config: Settings, term: str) -> str:
+    """What to try where this term has exploded."""
+    if term != "allocation loss":
+        return "Try a smaller lr."
+    default = PRESETS["bounded"]["bound"]
+    if config.bound is None:
+        how = "use allocation='bounded', on the command line --allocation bounded"
+        return f"The diversity term -omega_Div D has no floor with bound=None: {how}."
+    if getattr(config, "bound_form", None) == "relative":  # Stable Diffusion has one form
+        floor = "The diversity term has no floor with a large relative bound"
+        return f"{floor}: try a smaller bound than {config.bound:g}, or the exponential one, by default {default:g}."
+    return f"Try a smaller bound, here {config.bound:g} and by default {default:g}, or a smaller lr."
 
 
 def _steps(
     config: Settings,
     run: Path,
     device: torch.device,
-    minutes: float | None,
+    deadline: float | None,  # by time.perf_counter
     pieces: Pieces,
 ) -> Iterator[StepRecord]:
-    network, parameters, optimiser, draw, allocation, schedule, counts, about, precision = pieces
+    network, parameters, optimiser, draw, allocation, schedule, counts, about, precision, compiled = pieces
     checkpoint, leader = run / CHECKPOINT, distributed.rank() == 0
     generator, objective = torch.Generator(device), OBJECTIVES[config.base]
     state = _State(config, parameters, optimiser, counts, device)
-    start, seconds_before = _resume(state, run, counts)
+    start, seconds_before, before = _resume(state, run, counts)
     distributed.wait_for_all()  # the first process must not change the folder before all have read it
     if leader:
         # A log is cut back to the checkpoint: steps after it are done again.
@@ -359,7 +398,7 @@ def _steps(
         with files.replacing(run / LOG) as temporary:
             temporary.write_text(kept)
         (run / DIVERGED).unlink(missing_ok=True)
-    provenance = records.provenance(device) | {"processes": distributed.world_size()}
+    provenance = _provenance(device, compiled, start, before)
     began = time.perf_counter()
     callers = 0.0  # seconds that the caller had a record for
 
@@ -387,15 +426,9 @@ def _steps(
             if leader:
                 found = {"term": term, "value": str(value.item())}  # NaN and infinity are not JSON
                 files.write_json(run / DIVERGED, metadata_at(step) | found)
-            no_floor = term == "allocation loss" and config.bound is None
             raise TrainingError(
                 f"step {step}: the {term} is {value.item():.3g}, beyond ±{limit:g}; stopped. "
-                f"The last good checkpoint is {checkpoint if checkpoint.exists() else 'none'}. "
-                + (
-                    "The diversity term -omega_Div D has no floor with bound=None: use allocation='bounded'."
-                    if no_floor
-                    else "Try a smaller lr."
-                )
+                f"The last good checkpoint is {checkpoint if checkpoint.exists() else 'none'}. {_advice(config, term)}"
             )
 
     with _stop_signal() as stop, (run / LOG).open("a") as log:
@@ -423,7 +456,7 @@ def _steps(
             done = step + 1
             # once: a signal during the yield below is the next step's
             interrupted = distributed.any_process(bool(stop))
-            out_of_time = minutes is not None and distributed.any_process(time.perf_counter() - began > 60 * minutes)
+            out_of_time = deadline is not None and distributed.any_process(time.perf_counter() > deadline)
             leaving = interrupted or out_of_time or done == config.steps
             to_log = done % config.log_every == 0 or done == config.steps
             to_save = done % config.checkpoint_every == 0 or leaving

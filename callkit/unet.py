@@ -100,8 +100,16 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+def check_sizes(channels: int, levels: int, attention_levels: tuple[int, ...]) -> None:
+    """ValueError for a base width or levels that attend of which no `UNet` can be made."""
+    if channels < 4 or channels % 4:
+        raise ValueError(f"channels must be a multiple of 4, got {channels}")
+    if not set(attention_levels) <= set(range(levels)):
+        raise ValueError(f"attention_levels must lie in 0..{levels - 1}, got {attention_levels}")
+
+
 class UNet(nn.Module):
-    """eps_theta(x_t, t, y).
+    """eps_theta(x_t, t, y). ValueError as in `check_sizes`.
 
     * in_channels: image channels
     * num_classes: class count C; the label C means Null, "no class", and adds exactly nothing
@@ -125,6 +133,7 @@ class UNet(nn.Module):
         condition_size: int = 0,
     ):
         super().__init__()
+        check_sizes(channels, len(channel_mult), attention_levels)
         self.in_channels, self.num_classes, self.dropout = in_channels, num_classes, dropout
         self.downscaling = 2 ** (len(channel_mult) - 1)
         emb_dim = 4 * channels

@@ -257,14 +257,19 @@ def divergence_curves(runs: dict[str, list[dict]], diverged: set[str]) -> Figure
     return figure
 
 
+def _with_values(by_split: Collection[dict[str, list[float]]]) -> list[str]:
+    """The splits of which there is a value."""
+    return [s for s in next(iter(by_split)) if any(values[s] for values in by_split)]
+
+
 def variant_dots(rows: dict[str, dict[str, list[float]]]) -> Figure:
-    """One panel per split, one line per variant, one dot per seed: rows[variant][split] = values. The first variant's
-    range is shaded through all lines."""
-    splits = list(next(iter(rows.values())))
-    figure, panels = _figure(1, len(splits), figsize=(7.2, 0.32 * len(rows) + 1.1), sharey=True)
+    """One panel per split that has values, one line per variant, one dot per seed: rows[variant][split] = values. The
+    first variant's range is shaded through all lines."""
+    splits = _with_values(rows.values())
+    figure, (panels,) = _figure(1, len(splits), figsize=(7.2, 0.32 * len(rows) + 1.1), sharey=True, squeeze=False)
     for axes, split in zip(panels, splits, strict=True):
-        first = next(iter(rows.values()))[split]
-        axes.axvspan(min(first), max(first), color=INK, alpha=0.2, linewidth=0)
+        if first := next(iter(rows.values()))[split]:
+            axes.axvspan(min(first), max(first), color=INK, alpha=0.2, linewidth=0)
         for at, by_split in enumerate(rows.values()):
             axes.plot(by_split[split], [at] * len(by_split[split]), "o", color=SPLIT_COLORS.get(split, INK), alpha=0.8)
         axes.set_title(split.capitalize())
@@ -361,19 +366,21 @@ def method_lines(methods: Collection[str]) -> dict[str, dict]:
 
 def score_curves(by_method: dict[str, dict[float, dict[str, list[float]]]], xlabel: str) -> Figure:
     """FID against a number, as the guidance scale or the training steps, a dot per seed and a line through the means:
-    by_method[method][number][split]."""
-    splits = list(next(iter(next(iter(by_method.values())).values())))
-    figure, panels = _figure(1, len(splits), figsize=(7.2, 3.6))
+    by_method[method][number][split]. One panel per split that has values."""
+    splits = _with_values([by_split for by_number in by_method.values() for by_split in by_number.values()])
+    figure, (panels,) = _figure(1, len(splits), figsize=(7.2, 3.6), squeeze=False)
     styles = method_lines(by_method)
     for axes, split in zip(panels, splits, strict=True):
+        scores = []
         for name, by_number in by_method.items():
-            mean = [np.mean(scores[split]) for scores in by_number.values()]
-            axes.plot([*by_number], mean, label=TITLES.get(name, name), **styles[name] | {"marker": ""})
-            for number, scores in by_number.items():
-                axes.plot([number] * len(scores[split]), scores[split], **styles[name] | {"linestyle": ""})
+            dots = {number: by_split[split] for number, by_split in by_number.items() if by_split[split]}
+            mean = [np.mean(values) for values in dots.values()]
+            axes.plot([*dots], mean, label=TITLES.get(name, name), **styles[name] | {"marker": ""})
+            for number, values in dots.items():
+                axes.plot([number] * len(values), values, **styles[name] | {"linestyle": ""})
+                scores += values
         axes.set(title=split.capitalize(), xlabel=xlabel)
         axes.xaxis.set_major_formatter("{x:,g}")
-        scores = [v for by_number in by_method.values() for by_split in by_number.values() for v in by_split[split]]
         log_axis(axes.yaxis, (1, 3) if max(scores) > 10 * min(scores) else (1, 1.5, 2, 3, 4, 5, 7))
     panels[0].set_ylabel("FID (lower is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -48,7 +48,7 @@ def network_ratio(c: TrainConfig) -> float:
     """The work of the run's network over that of its data set's default one, on images of the same size."""
 
     def work(c):
-        size = c.image_size or data.DATASETS[c.dataset].sizes[0]
+        size = data.chosen_size(c.dataset, c.image_size)
         return _multiplications(c.dataset, size, c.channels, c.channel_mult, c.attention_levels, c.num_res_blocks)
 
     return work(c) / work(config.make_config(c.dataset, image_size=c.image_size))

@@ -151,8 +151,7 @@ class Slice:
         c, done = self.runs[run], checkpoints.steps_done(run)
         mark = min(done // self.every * self.every + self.every, c.steps)
         self.say(f"{c.method}: training, step {done:,} to {mark:,} of {c.steps:,}")
-        minutes = (self.left() - self.load_seconds) / 60
-        steps = training.train(c, run, self.device, minutes, self.data_root, self.compile)
+        steps = training.train(c, run, self.device, self.left() / 60, self.data_root, self.compile)
         with closing(steps), closing(live.follow(steps, c, run)) as shown:
             for record in shown:
                 if record.step == mark:  # its checkpoint is written

@@ -133,9 +133,9 @@ def test_without_expert_only_the_general_part_has_gradients(reserved, inputs):
     assert reserved.tail[-1].weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("rank", [0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("rank", [0, -0.1, 1.5, float("nan"), 1])
 def test_rank_out_of_range(rank):
-    with pytest.raises(ValueError, match=r"rank must be in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"rank must be in \(0, 1\], a share .*, or 1\.0 for full rank, got"):
         reserve(make_unet(), rank)
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callkit import claims, data, records
+from callkit import claims, data, records, tables
 from callkit.claims import VERDICTS, Part, runs, verdict, whole
 from callkit.config import make_config
-from callkit.statistics import Paired
+from callkit.statistics import Paired, paired
 
 sys.path += [str(records.REPOSITORY / folder) for folder in ("sweeps", "benchmarks")]
 import evidence as evidence_of
@@ -153,8 +153,34 @@ def test_studies_keep_apart_what_cannot_be_compared():
     assert found[f"{base}-image_size=8"].select(method, {"lam": 0.5}, **words) == small
     digits = records.find_study(STUDIES, "digits", 50, "cpu")
     assert digits.name == "digits-ir50-cpu" and {r["run"]["dataset"] for r in digits.records} == {"digits"}
-    with pytest.raises(ValueError, match=r"no records of cifar10-irnatural-paper; there are .*digits-ir50-cpu"):
+    with pytest.raises(
+        ValueError, match=r"no records of cifar10 as cifar10-irnatural-paper; there are .*digits-ir50-cpu"
+    ):
         records.find_study(STUDIES, "cifar10", None, "paper")
+
+
+def test_folders_of_one_name_are_studies_of_their_own():
+    def records_of(folder):
+        found = copy.deepcopy(records.find_study(STUDIES, "digits", 50, "cpu").select("ddpm"))
+        for r in found:
+            r["run"]["dataset"], r["evaluation"]["extractor"] = f"imagefolder:{folder}/train", "lite0"
+        found += copy.deepcopy(found)
+        for r in found[: len(found) // 2]:
+            r["run"]["method"] = "call"
+        return found
+
+    birds, cars = map(records_of, ("birds", "cars"))
+    assert [s.name for s in records.studies(birds)] == ["imagefolder-train-ir50-cpu"]
+    both = records.studies(birds + cars)
+    words = "imagefolder-train-ir50-cpu-imagefolder%3A{}%2Ftrain".format
+    assert {s.name: s.records for s in both} == {words("birds"): birds, words("cars"): cars}
+    assert records.find_study(both, "imagefolder:cars/train", 50, "cpu").records == cars
+    gains = [f"imagefolder:{folder}/train-ir50, 6,000 steps" for folder in ("birds", "cars")]
+    assert [*map(str, tables.gains(both))] == gains
+    with pytest.raises(ValueError, match="on imagefolder:birds/train, imagefolder:cars/train: select one dataset"):
+        paired(birds + cars, cars)
+    with pytest.raises(ValueError, match="no records of imagefolder:cars/train as imagefolder-train-ir50-cpu; there"):
+        records.find_study(records.studies(birds), "imagefolder:cars/train", 50, "cpu")
 
 
 @pytest.mark.parametrize(

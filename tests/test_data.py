@@ -322,14 +322,19 @@ def test_files_that_are_left_out_are_told(birds, tmp_path):
         assert data.load(f"imagefolder:{birds}", tmp_path, 8).counts.tolist() == [1, 2, 2]
 
 
-def test_sixteen_bits_become_eight_and_floats_are_refused(tmp_path):
+def test_sixteen_bits_become_eight_and_what_has_no_known_range_is_refused(tmp_path, monkeypatch):
     levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     for suffix in ("png", "tif"):
         Image.fromarray(levels).save(tmp_path / f"deep.{suffix}")
         assert folders.decode(tmp_path / f"deep.{suffix}", 16)[1].ravel().tolist() == list(range(256))
-    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match=r"float.tif cannot be read as an image: its pixels are floating-point"):
-        folders.decode(tmp_path / "float.tif", 16)
+    for of, what in ((np.float32, "floating-point numbers"), (np.int32, "integers of no known range")):
+        Image.fromarray(levels.astype(of)).save(tmp_path / "other.tif")
+        with pytest.raises(ValueError, match=rf"other.tif cannot be read as an image: its pixels are {what}; save it"):
+            folders.decode(tmp_path / "other.tif", 16)
+    opened = Image.fromarray(levels.astype(np.int32))
+    opened.format = "PNG"  # as Pillow 10 opens one of 16 bits
+    monkeypatch.setattr(folders.Image, "open", lambda path: opened)
+    assert folders.decode(tmp_path / "deep.png", 16)[1].ravel().tolist() == list(range(256))
 
 
 def test_a_share_of_each_class_is_held_out(tmp_path):

@@ -430,6 +430,9 @@ def test_on_other_data_the_model_is_always_named():
         ({"method": "oc", "lam": 2.0}, "lam has no effect without CALL, which method oc does not have"),
         ({"method": "ddpm", "allocation": "released"}, "allocation has no effect without CALL, which method ddpm"),
         ({"method": "ada"}, "unknown method 'ada'"),
+        ({"dataset": "imagefolder"}, "unknown dataset 'imagefolder'; known: .*, imagefolder:PATH"),
+        ({"held_out": 0.1}, "held_out is for a data set's own counts .*; at 100 the images left out are held out al"),
+        ({"image_size": 2}, "image_size of artbench10 can be 4 to 1024; got 2"),
         ({"dataset": "digits"}, "unknown dataset 'digits'; known: artbench10, celeba-hq, imagefolder"),
     ],
 )

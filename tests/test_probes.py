@@ -110,6 +110,7 @@ def test_the_offset_is_what_a_constant_difference_is(images, unet):
     repaired = probes.WithOffset(unet, found.mean)(x, t, y) - unet(x, t, y)
     torch.testing.assert_close(repaired[0], torch.full((1, 8, 8), 0.3))
     assert not repaired[1].any()
+    assert probes.WithOffset(unet.to("meta"), found.mean).mean.is_meta, "where the network is, on a GPU, say"
 
 
 def test_hidden_features_feed_the_output_and_do_not_see_the_class(reserved, images):

@@ -165,7 +165,8 @@ def test_the_schema_refuses_what_is_no_record():
 
 
 def check_provenance(record):
-    for provenance in (record["provenance"], record["training"]["provenance"]):
+    training = record["training"]["provenance"]
+    for provenance in (record["provenance"], training, *training.get("parts", [])):
         assert len(provenance["git_commit"]) == 40 and provenance["git_dirty"] is False
 
 
@@ -308,6 +309,24 @@ def test_table_keeps_extractors_and_overridden_settings_apart():
     guided["run"]["guidance_scale"] = 1.5
     lines = records.table([RECORDS[0], other, overridden, guided]).splitlines()
     assert len(lines) == 6 and ", rank=0.2 |" in lines[-2] and "| 1.5 |" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "said"),
+    [
+        ("fid", (9.12345, 9.12345), "9.12 ± 0.00"),
+        ("kid", (0.00173, 0.00181), "0.00177 ± 0.00006"),
+        ("kid", (52.08, 41.15), "46.62 ± 7.73"),
+        ("kid", (152.08,), "152"),
+        ("recall", (0.5,), "0.500"),
+        ("fid", (None,), "nan"),
+    ],
+)
+def test_table_has_the_digits_that_each_metric_needs(metric, values, said):
+    found = [copy.deepcopy(RECORDS[0]) for _ in values]
+    for seed, (record, value) in enumerate(zip(found, values, strict=True)):
+        record["run"]["seed"], record["metrics"]["few"][metric] = seed, value
+    assert f"| {said} |" in records.table(found, metric)
 
 
 def test_table_says_when_runs_diverged():
@@ -485,7 +504,9 @@ def test_a_study_is_found_beside_others_of_its_data():
 
 
 def test_a_record_that_comes_twice_is_refused():
-    with pytest.raises(ValueError, match=f"two records of seed {RECORDS[0]['run']['seed']}"):
+    with pytest.raises(
+        ValueError, match=f"two records of seed {RECORDS[0]['run']['seed']} on {RECORDS[0]['run']['dataset']}"
+    ):
         records.table([RECORDS[0], RECORDS[0]])
 
 

@@ -30,9 +30,9 @@ def record(seed, fid, **run):
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
 def test_interval_of_a_mean_is_scipys(n):
     values = RNG.normal(3, 2, n)
-    mean, *ends = mean_interval(values, 0.9)
+    mean, *ends = mean_interval(values)
     assert mean == pytest.approx(values.mean())
-    assert ends == pytest.approx(stats.t.interval(0.9, n - 1, loc=values.mean(), scale=stats.sem(values)))
+    assert ends == pytest.approx(stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values)))
 
 
 def test_interval_of_one_value_or_none_has_no_ends():

@@ -1,5 +1,7 @@
 """One step of training against its formulas: what it draws, what it minimises, what it does to the weights and logs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -158,7 +160,7 @@ def test_a_run_starts_with_dropout_on_and_plain_adam():
 
 def test_with_ada_images_are_mirrored_by_the_warp_alone():
     real = data.load_long_tailed("digits", 50).train
-    c = smoke(batch_size=512, augment=True, flip=True)
+    c = dataclasses.replace(smoke(batch_size=512, augment=True), flip=True)
     batch, _ = training._Batches(c, real, AllocationLoss(real.counts), CPU).draw(3, torch.Generator().manual_seed(0))
     x0 = data.to_float(real.images[training.batch_index(len(real), 512, c.seed, 3)])
     moved = (batch.x0 - x0).abs().flatten(1).amax(1) > 1e-4

@@ -221,7 +221,7 @@ def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
     runs:
       - {method: call, steps: 60}
       - {method: ddpm, lr: 1.0e+9}     # diverges
-      - {method: ddpm, image_size: 16} # fails: digits are 8 x 8
+      - {method: ddpm, imbalance_ratio: 1000} # fails: the largest class has 174 images
     """
     path = write_grid(tmp_path, text)
     long, diverging, failing = (tmp_path / run for run in grid.load(path).runs)
@@ -238,8 +238,8 @@ def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
 
     sweep = start(path, tmp_path)
     out, _ = sweep.communicate(timeout=240)
-    assert sweep.returncode == 1 and out.count("Error in rule") == 1 and "image_size of digits can be 8" not in out
-    assert "image_size of digits can be 8; got 16" in (failing / "train.log").read_text()
+    assert sweep.returncode == 1 and out.count("Error in rule") == 1 and "smallest class empty" not in out
+    assert "imbalance_ratio 1000 leaves the smallest class empty" in (failing / "train.log").read_text()
     assert not (failing / "trained").exists()
     assert [r["run"]["weights"] for r in records.load_records(long)] == ["theta", "theta_g"]
     (stopped,) = records.load_records(diverging, diverged=True)
@@ -254,7 +254,7 @@ def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
     assert whole.keys() == ours.keys() and all(torch.equal(whole[k], ours[k]) for k in whole)
 
     # Without the run that fails there is nothing left to do but the table and the reports.
-    write_grid(tmp_path, "\n".join(line for line in text.splitlines() if "image_size" not in line))
+    write_grid(tmp_path, "\n".join(line for line in text.splitlines() if "1000" not in line))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*/*/*")}
     sweep = start(path, tmp_path, report="1")
     out, _ = sweep.communicate(timeout=240)

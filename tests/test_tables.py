@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import shutil
 import time
+from itertools import product
 
 import numpy as np
 import pytest
@@ -196,19 +198,29 @@ def test_studies_that_differ_in_training_steps_alone_make_a_family(tmp_path):
     assert (tmp_path / "digits-ir50-cpu-methods.svg").exists(), "the study that has the family's name"
 
 
-def test_two_classes_have_tables_and_figures_without_medium(tmp_path):
+@pytest.mark.parametrize("few", [True, False])
+def test_two_classes_have_tables_and_figures_without_medium(few, tmp_path):
+    """And without Few, if that has one image."""
+
     def of_two(record):
         other = copy.deepcopy(record)
         other["metrics"] = {k: v for k, v in record["metrics"].items() if "medium" not in k}
         other["metrics"]["class-9"]["fid"] = None  # too few images
+        if not few:
+            other["metrics"]["few"]["fid"] = None
         del other["training"]["curve"]["distance_medium"]
         return other
 
     some = [of_two(r) for r in RECORDS if r["run"]["method"] in ("ddpm", "call") and r["run"]["dataset"] == "digits"]
     tables.write(some, [], tmp_path)
+    drawn = tables.figures(records.find_study(records.studies(some), "digits", 50, "cpu"))
+    for name in ("methods", "guidance"):
+        assert [axes.get_title() for axes in drawn[name].axes] == ["Many", "Few"][: 1 + few]
+    assert (tmp_path / "gains.csv").exists() == few
     verdicts = {(r["source"], r["expected"]): r["verdict"] for r in rows(tmp_path / "digits-ir50-cpu-claims.csv")}
     assert verdicts["Figure 2", "CALL < DDPM, Medium"] == "not tested"
     assert verdicts["Table 5", "CALL < DDPM"] != "not tested"
+    assert (verdicts["Abstract, Figure 2", "CALL < DDPM, Few"] == "not tested") != few
 
 
 def test_the_same_records_give_the_same_bytes(written, tmp_path):
@@ -218,6 +230,18 @@ def test_the_same_records_give_the_same_bytes(written, tmp_path):
         tables.write(some, [], folder)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_without_the_repository_there_are_tables_of_the_records_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    for method, seed in product(("ddpm", "call"), range(3)):
+        shutil.copy(records.results_folder() / f"digits-ir50-{method}-cpu-seed{seed}-theta.json", tmp_path / "runs")
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path / "site-packages")
+    main(["table", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    of_the_study = {f"digits-ir50-cpu-{name}" for name in ("scores", "differences")}
+    assert {p.stem for p in (tmp_path / "out").glob("*.csv")} == {"records", "gains", *of_the_study}
+    said = capsys.readouterr().out
+    assert "no tables of the paper's claims and numbers: these are in the repository" in said and "6 records ->" in said
 
 
 def test_no_records_is_an_error_in_one_line(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import closing
 
+import jsonschema
 import numpy as np
 import pytest
 import scipy.stats
@@ -183,7 +184,7 @@ def test_an_unwritable_folder_is_refused(tmp_path):
 
 def test_the_printed_loss_stops_with_the_term_that_exploded(tmp_path):
     config = smoke(allocation="paper", diversity=100, lr=3e-3, warmup=1, steps=200, checkpoint_every=1)
-    with pytest.raises(TrainingError, match=r"allocation loss is -.*no floor with bound=None") as stopped:
+    with pytest.raises(TrainingError, match=r"loss is -.*no floor with bound=None.* --allocation bounded") as stopped:
         list(train(config, tmp_path))
     kept = load_checkpoint(tmp_path / CHECKPOINT)
     assert kept[1]["step"] < int(str(stopped.value).split()[1].rstrip(":"))
@@ -192,6 +193,18 @@ def test_the_printed_loss_stops_with_the_term_that_exploded(tmp_path):
     assert record["diverged"]["term"] == "allocation loss" and float(record["diverged"]["value"]) < -EXPLODED
     assert record["run"]["steps"] == record["diverged"]["step"] == kept[1]["step"] + 1
     assert records.load_records(tmp_path) == [] and records.load_records(tmp_path, diverged=True) == [record]
+
+
+@pytest.mark.parametrize(
+    ("form", "advice"),
+    [
+        ("exponential", r"Try a smaller bound, here 2 and by default 0.1, or a smaller lr\.$"),
+        ("relative", r"no floor with a large relative bound: try a smaller bound than 2, or the exp.* by default 0\.1"),
+    ],
+)
+def test_an_allocation_loss_that_explodes_for_all_its_bound_says_what_to_try(form, advice, tmp_path):
+    with pytest.raises(TrainingError, match=rf"the allocation loss is .*{advice}"):
+        list(train(smoke(lam=1e15, bound=2.0, bound_form=form), tmp_path))
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch):
@@ -372,6 +385,38 @@ def test_a_checkpoint_says_when_its_part_of_the_run_ended(tmp_path, monkeypatch)
     assert ends == ["time 1", "time 2"]
 
 
+def test_a_checkpoint_says_who_trained_each_part_of_the_run(tmp_path, monkeypatch):
+    def provenance():
+        return load_checkpoint(tmp_path / CHECKPOINT)[1]["provenance"]
+
+    list(train(smoke(), tmp_path, minutes=0))
+    alone = provenance()
+    assert alone["compiled"] is False and "parts" not in alone
+    list(train(smoke(), tmp_path, minutes=0))
+    assert provenance() | {"finished": alone["finished"]} == alone, "nothing but the time is another"
+    before = provenance()
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    list(train(smoke(), tmp_path, minutes=0, compile=True))
+    assert provenance()["compiled"] is True and provenance()["parts"] == [before | {"step": 2}]
+    list(train(smoke(), tmp_path))
+    parts = provenance()["parts"]
+    assert [(p["step"], p["compiled"], "parts" in p) for p in parts] == [(2, False, False), (3, True, False)]
+    definitions = json.loads((records.results_folder() / "schema.json").read_text())["$defs"]
+    jsonschema.validate(provenance(), {"$ref": "#/$defs/provenance", "$defs": definitions})
+
+
+def test_a_run_that_goes_on_on_another_kind_of_device_says_so(tmp_path):
+    list(train(smoke(), tmp_path, minutes=0))
+    tensors, metadata = load_checkpoint(tmp_path / CHECKPOINT)
+    of_old = {k: v for k, v in metadata["provenance"].items() if k != "compiled"} | {"device": "NVIDIA H100"}
+    save_checkpoint(tmp_path / CHECKPOINT, tensors, metadata | {"provenance": of_old})
+    with pytest.warns(
+        UserWarning, match=r"goes on with cpu .*others than those of NVIDIA H100, which trained it to step 1"
+    ):
+        list(train(smoke(), tmp_path))
+    assert load_checkpoint(tmp_path / CHECKPOINT)[1]["provenance"]["parts"] == [of_old | {"step": 1}]
+
+
 def test_the_compared_subset_is_another_one_at_each_step(tmp_path, monkeypatch):
     asked, original = [], training.step_seed
     monkeypatch.setattr(training, "step_seed", lambda *words: asked.append(words) or original(*words))
@@ -395,6 +440,15 @@ def test_seconds_are_those_of_training_and_minutes_those_of_the_clock(tmp_path, 
         clock[0] += 160
     metadata = load_checkpoint(tmp_path / CHECKPOINT)[1]
     assert (metadata["step"], metadata["seconds"]) == (11, 0), "320 seconds are over"
+
+
+def test_loading_counts_as_minutes_and_not_as_seconds(tmp_path, monkeypatch):
+    clock, load = [0.0], training.data.load_for
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training.data, "load_for", lambda *words: clock.append(clock.pop() + 301) or load(*words))
+    list(train(smoke(), tmp_path, minutes=5))
+    metadata = load_checkpoint(tmp_path / CHECKPOINT)[1]
+    assert (metadata["step"], metadata["seconds"]) == (1, 0)
 
 
 def test_what_says_that_a_run_diverged_goes_when_it_goes_on(tmp_path):

@@ -55,6 +55,19 @@ def test_depends_on_image_time_and_class(unet, inputs):
         assert (out - other).abs().flatten(1).amax(1).min() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(channels=0), "channels must be a multiple of 4, got 0"),
+        (dict(channels=6), "channels must be a multiple of 4, got 6"),
+        (dict(attention_levels=(2,)), r"attention_levels must lie in 0\.\.1, got \(2,\)"),
+    ],
+)
+def test_sizes_of_which_no_network_can_be_made(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_unet(**sizes)
+
+
 def test_wrong_image_size(unet):
     for shape in ((1, 3, 8, 8), (1, 8, 8)):
         with pytest.raises(ValueError, match=r"images must be \(B, 1, H, W\)"):
