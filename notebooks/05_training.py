@@ -80,9 +80,9 @@ for line in live.follow(steps, settings, run):
 # %% [markdown]
 # The checkpoint in the run folder holds the weights, their moving average and the optimiser's state. Run the cell again
 # and training goes on from there; so it does after Ctrl-C or *Interrupt Kernel*, which write a checkpoint first. Each
-# random draw of step $k$ depends on the seed and $k$ alone, so a run in ten pieces equals a run in one, bit for bit on
-# the CPU. Two methods with the same seed see the same images, timesteps and noise, unless re-sampling or warping the
-# images is what the method does.
+# random draw of step $k$ depends on the seed, on $k$ and on the kind of device alone, so a run in ten pieces equals a
+# run in one, bit for bit on the CPU. Two methods with the same seed see the same images, timesteps and noise, unless
+# re-sampling or warping the images is what the method does.
 
 # %%
 *_, state = checkpoints.load_newest(run, tensors=False)
