@@ -137,11 +137,12 @@ pd.DataFrame(rows).T
 #
 # **The gain depends on where one looks.** On DDPM's loss it is on digits alone: in the first row, where it was found,
 # with other images of the same digits, and at a milder imbalance ratio; and it is in no other row: not with guidance,
-# not in longer training, not on other data. On top of OC, the paper's base loss, it is there on both data sets without
-# guidance and with a little of it, and not to be seen at 2.5, the scale that OC is used with. On top of CBDM, tried on
-# digits without guidance, it is there as well, at both ratios. On Few no interval of FID here says that CALL does harm
-# at equal numbers of *steps* (of KID one does, on re-sampling, see below), though in three rows each seed is a little
-# worse with it; overall one does, by four percent, on digits guided 2.5. And on Many, where we had asked for nothing?
+# not in longer training, not on other data. (In a smaller and in a larger network it is there as well,
+# {doc}`11_ablations`.) On top of OC, the paper's base loss, it is there on both data sets without guidance and with a
+# little of it, and not to be seen at 2.5, the scale that OC is used with. On top of CBDM, tried on digits without
+# guidance, it is there as well, at both ratios. On Few no interval of FID here says that CALL does harm at equal
+# numbers of *steps* (of KID one does, on re-sampling, see below), though in three rows each seed is a little worse with
+# it; overall one does, by four percent, on digits guided 2.5. And on Many, where we had asked for nothing?
 
 # %%
 many = {where: of["many"] for where, of in gains.items() if of["many"].p <= 0.05}

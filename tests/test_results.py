@@ -421,6 +421,12 @@ def test_the_readme_shows_what_the_records_say():
     assert min(needs, key=needs.get).startswith("cifar10") and max(needs, key=needs.get).startswith("digits")
     assert "has {:.1f} times (CIFAR-10) to {:.0f} times (digits) the FID on Few".format(*said[:2]) in text
     assert "than DDPM on Medium as well, {:.1f} to {:.1f} times".format(*said[2:]) in text
+    widths = (
+        paired(*(digits.select(m, {"channel_mult": w}) for m in ("call", "ddpm")), "few", ratio=True)
+        for w in ([1, 1], [1, 2, 2])
+    )
+    said = "networks of two other widths ({} in a smaller one, {} in a larger; chapter 11)"
+    assert said.format(*(of.words() for of in widths)) in text
     ranks = [paired(digits.select("call", {"rank": rank}), pair[0], ratio=True) for rank in (0.2, 0.05)]
     assert all(of.seeds == [0, 1, 2, 3, 4] for of in ranks)
     assert "twice the rank has {} of CALL's overall FID, half of it {}".format(*(of.words() for of in ranks)) in text
