@@ -215,6 +215,15 @@ def start(name, folder, *targets, report="") -> subprocess.Popen:
     )
 
 
+def kill_when_there_is(path: Path, sweep: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert sweep.poll() is None and time.monotonic() < deadline, sweep.stdout.read()
+        time.sleep(0.01)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+
+
 def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
     text = """
     common: {dataset: digits, imbalance_ratio: 50, profile: smoke, seed: 0}
@@ -227,14 +236,13 @@ def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
     long, diverging, failing = (tmp_path / run for run in grid.load(path).runs)
 
     sweep = start(path, tmp_path, f"{long.relative_to(tmp_path)}/trained")
-    deadline = time.monotonic() + 120
-    while not (long / checkpoints.CHECKPOINT).exists():
-        assert sweep.poll() is None and time.monotonic() < deadline, sweep.stdout.read()
-        time.sleep(0.01)
-    os.killpg(sweep.pid, signal.SIGKILL)
-    sweep.communicate()
+    kill_when_there_is(long / checkpoints.CHECKPOINT, sweep)
     done, log = checkpoints.steps_done(long), (long / "train.log").read_bytes()
     assert 10 <= done < 60 and not (long / "trained").exists()
+
+    evaluated = long / "evaluated-g1.txt"
+    kill_when_there_is(evaluated, start(path, tmp_path, evaluated.relative_to(tmp_path)))
+    assert not evaluated.read_text(), "an output that is there and not whole"
 
     sweep = start(path, tmp_path)
     out, _ = sweep.communicate(timeout=240)
