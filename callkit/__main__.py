@@ -44,6 +44,9 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
     p.add_argument("--minutes", type=float, help="stop after that long with a checkpoint; run again to go on")
     p.add_argument("--data-root", type=Path, default=Path("data"), help=DATA_ROOT)
     p.add_argument("--compile", action="store_true", help="torch.compile the network, on a GPU with CUDA graphs")
+    p.add_argument(
+        "--wait", action="store_true", help="wait while another process trains in the run folder, then go on"
+    )
     p.add_argument("--tensorboard", action="store_true", help="also write curves to RUN/tensorboard")
     add_device(p)
     p.set_defaults(
@@ -122,7 +125,7 @@ def train(a) -> None:
     c = a.make_config(a.dataset, chosen_ratio(a), a.method, a.profile, a.seed, a.allocation, **overrides)
     run = a.run or records.run_folder(c, a.root)
     words = f"{c.method} on {c.dataset}, IR {records.ratio_word(c.imbalance_ratio)}, profile {c.profile}, seed {c.seed}"
-    steps = a.go(c, run, a.device, a.minutes, a.data_root, a.compile)
+    steps = a.go(c, run, a.device, a.minutes, a.data_root, a.compile, a.wait)
     if distributed.rank() > 0:
         for _ in steps:
             pass

@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -247,6 +248,7 @@ def train(
     minutes: float | None = None,
     data_root: str | Path = "data",
     compile: bool = False,
+    wait: bool = False,
 ) -> Iterator[checkpoints.StepRecord]:
     """Minimise Eq. (6) over the adapters. Arguments, files, resuming and errors are those of `training.train`.
 
@@ -255,7 +257,8 @@ def train(
     if distributed.world_size() > 1:
         raise ValueError(f"Stable Diffusion trains in one process, got {distributed.world_size()}")
     run, device = Path(run) if run is not None else records.run_folder(tune, RUNS), distributed.checked_device(device)
-    yield from training.carry_out(tune, run, device, minutes, lambda: _pieces(tune, device, Path(data_root), compile))
+    prepare = partial(_pieces, tune, device, Path(data_root), compile)
+    yield from training.carry_out(tune, run, device, minutes, prepare, wait)
 
 
 def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bool) -> training.Pieces:

@@ -43,9 +43,9 @@ def settings(**options):
     return make_config(profile="smoke", **dict(steps=STEPS, checkpoint_every=EVERY, log_every=2) | options)
 
 
-def start(run: Path, **popen) -> subprocess.Popen:
+def start(run: Path, *options: str, **popen) -> subprocess.Popen:
     command = [sys.executable, "-m", "callkit", "train", "--profile", "smoke", "--run", str(run), "--device", "cpu"]
-    command += ["--threads", "1", "--set", f"steps={STEPS}", f"checkpoint_every={EVERY}", "log_every=2"]
+    command += ["--threads", "1", *options, "--set", f"steps={STEPS}", f"checkpoint_every={EVERY}", "log_every=2"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
 
 
@@ -226,6 +226,20 @@ def test_two_processes_cannot_train_one_run(whole, tmp_path):
     list(first)  # unharmed
     assert_same_run(whole, tmp_path)
     assert list(train(settings(), tmp_path)) == [], "free again"
+
+
+def test_a_second_process_waits_if_it_is_told_to(whole, tmp_path):
+    first = train(settings(), tmp_path)
+    next(first)
+    second = start(tmp_path, "--wait")
+    said = next(line for line in second.stdout if "waiting for its end" in line)
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in said
+    for _ in range(20):
+        next(first)
+    first.close()
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode == 0 and "finished" in output, output
+    assert_same_run(whole, tmp_path)
 
 
 def test_a_file_that_several_want_is_made_once(tmp_path):

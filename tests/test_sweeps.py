@@ -189,7 +189,7 @@ def test_dry_run_on_a_cluster_stops_training_before_the_time_limit(tmp_path, cap
     assert exit.value.code == 0
     jobs = 6 + 6 * 3  # trainings, and evaluations at three guidance scales
     assert out.count("runtime=1440, gpu=1") == jobs and out.count(" --threads 4 ") == jobs
-    assert out.count("timeout 1430m ") == 6 and out.count(" --compile ") == 6
+    assert out.count("timeout 1430m ") == 6 and out.count(" --compile ") == out.count(" --wait ") == 6
 
 
 def test_a_grid_with_a_typo_starts_no_job(tmp_path, capfd):
