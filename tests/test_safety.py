@@ -146,6 +146,26 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(whole, tmp
     assert not tensors or (found["w"] == 1).all()
 
 
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_work_goes_on(tmp_path, monkeypatch):
+    did, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        did.append(("sync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def replaced(source, to):
+        did.append(("rename", to.name))
+        replace(source, to)
+
+    path, previous = tmp_path / CHECKPOINT, tmp_path / PREVIOUS
+    save_checkpoint(path, {"w": torch.zeros(1)}, {})
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    save_checkpoint(path, {"w": torch.ones(1)}, {}, previous)
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert did == [("rename", PREVIOUS), ("sync", file), ("rename", CHECKPOINT), ("sync", folder)]
+
+
 def test_a_checkpoint_that_is_there_and_cannot_be_read_is_not_taken_for_none(whole, monkeypatch):
     def no_memory(*_, **__):
         raise RuntimeError("unable to mmap: Cannot allocate memory")
