@@ -158,6 +158,12 @@ def test_the_weekly_build_is_fresh():
     assert not any("cache" in step["uses"] or "cache" in step.get("with", {}) for step in uses)
 
 
+def test_what_is_cached_are_executed_notebooks_alone():
+    """With packages, some GB for each Python, the cache's 10 GB would not hold them."""
+    cached = [(name, s) for name, flow in WORKFLOWS.items() for s in steps(flow) if "cache" in str(s)]
+    assert [(name, s["with"]["path"]) for name, s in cached] == [("book", "_build/executed")]
+
+
 def test_what_is_published_is_what_was_built():
     paths = {step["with"]["path"] for step in steps(WORKFLOWS["book"]) if "upload" in step.get("uses", "")}
     makefile = (ROOT / "Makefile").read_text()
