@@ -306,9 +306,9 @@ def main(argv: list[str] | None = None) -> None:
         p.set_defaults(command=lambda a: export(cli.checkpoint_of(a.run), a.folder))
 
     def add_train(commands) -> None:
-        p = cli.add_train(commands, DATASETS, METHODS, PROFILES, ratio=100)
+        p = cli.add_train(commands, DATASETS, METHODS, PROFILES, 100, RUNS, "the U-Net")
         p.set_defaults(dataset="artbench10", method="oc-call", profile="gpu")
-        p.set_defaults(make_config=make_config, go=train, root=RUNS)
+        p.set_defaults(make_config=make_config, go=train)
 
     def add_evaluate(commands) -> None:
         cli.add_evaluate(commands).set_defaults(load_model=load_model, kind=TuneConfig)

@@ -398,6 +398,13 @@ def test_train_sample_evaluate_export_from_a_terminal(studio, tmp_path, monkeypa
     assert {p.name for p in Path("out").iterdir()} == {"general.safetensors", "expert.safetensors", "merged"}
 
 
+def test_help_names_the_folder_that_a_run_goes_to(capsys):
+    with pytest.raises(SystemExit):
+        lora.main(["train", "--help"])
+    said = "".join(capsys.readouterr().out.split())
+    assert "default:runs/stable-diffusion/<dataset>-ir<IR>/" in said and "torch.compiletheU-Net" in said
+
+
 # Settings and errors
 
 
