@@ -7,6 +7,7 @@ callkit` are here too: `python -m callkit.lora train | evaluate | sample`, and `
 """
 
 import hashlib
+import re
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -40,15 +41,24 @@ RUNS = Path("runs", "stable-diffusion")
 def load_pipeline(model: str) -> StableDiffusionPipeline:
     """The pre-trained pipeline without its safety checker, float32, on the CPU.
 
-    OSError that says what to do if it is neither a folder nor to be had; ValueError unless it predicts noise.
+    OSError that says what to do if it is neither a folder nor to be had, or a folder that cannot be read; ValueError
+    unless it predicts noise, and what else diffusers says.
     """
     try:
         pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, requires_safety_checker=False)
     except (OSError, ValueError) as error:
+        if Path(model).is_dir():
+            raise OSError(f"the folder {model} cannot be read as a Stable Diffusion pipeline: {error}") from error
+        if not (name := re.fullmatch(r"(?:[\w.-]+/)?([\w-][\w.-]*)", model)):
+            raise OSError(
+                f"there is no folder {model}, and that is no name on the Hugging Face hub either, as {MODEL} is one"
+            ) from error
+        if isinstance(error, ValueError):  # it was found
+            raise
         raise OSError(
             f"there is no Stable Diffusion pipeline {model!r} here, and it could not be downloaded. On a machine with "
-            f"a network run `hf download {MODEL} --local-dir miniSD`, copy the folder, and give its path as `model`. "
-            f"The reason: {str(error).splitlines()[0]}"
+            f"a network run `hf download {model} --local-dir {name[1]}`, copy the folder, and give its path as "
+            f"`model`. The reason: {str(error).splitlines()[0]}"
         ) from error
     if pipe.scheduler.config.prediction_type != "epsilon":
         raise ValueError(f"model {model!r} predicts {pipe.scheduler.config.prediction_type}; only epsilon is supported")

@@ -446,10 +446,30 @@ def test_settings_are_checked(overrides, message):
 
 
 def test_a_model_that_is_not_there(studio, tmp_path):
-    with pytest.raises(
-        OSError, match=r"no Stable Diffusion pipeline 'no/such'.*hf download lambdalabs/miniSD-diffusers"
-    ):
+    said = r"no Stable Diffusion pipeline 'no/such'.*`hf download no/such --local-dir such`.*The reason: "
+    with pytest.raises(OSError, match=said):
         run(studio, tmp_path, model="no/such")
+    with pytest.raises(OSError, match=r"there is no folder .*/no/such, and that is no name on the Hugging Face hub"):
+        run(studio, tmp_path, model=str(tmp_path / "no/such"))
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_a_missing_model(tmp_path):
+    tiny_sd.pipeline().save_pretrained(tmp_path)
+    weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(
+        OSError, match=r"the folder .* cannot be read as a Stable Diffusion pipeline: .*/unet/diffusion"
+    ):
+        lora.load_pipeline(str(tmp_path))
+
+
+def test_what_else_diffusers_says_of_a_model_is_passed_on(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("upgrade torch")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", refuse)
+    with pytest.raises(ValueError, match=r"^upgrade torch$"):
+        lora.load_pipeline("there/is-one")
 
 
 def test_a_model_that_predicts_velocity(tmp_path):
