@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,7 +247,7 @@ def test_a_batch_has_latents_from_their_posterior_and_some_prompts_dropped(studi
 
     monkeypatch.setattr(lora, "cached_latents", cached)
     tune = settings(studio, batch_size=500, label_drop=0.25, resample=1.0, lr=0.02, weight_decay=0.5, lam=0.3)
-    pieces = lora._pieces(tune, torch.device("cpu"), studio / "data", False)
+    pieces = lora._pieces(tune, studio / "run", torch.device("cpu"), studio / "data", False)
     batch, weights = pieces.draw(0, torch.Generator().manual_seed(0))
     assert scipy.stats.kstest(((batch.x0 - 3) / 2).flatten()[::7].numpy(), "norm").pvalue > 1e-3
     assert (batch.condition == 3).float().mean().item() == pytest.approx(0.25, abs=0.07)
@@ -540,6 +541,25 @@ def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path):
         checkpoints.save_checkpoint(tmp_path / kind, those, about)
         with pytest.raises(ValueError, match="does not fit the network that its config describes"):
             lora.load_model(tmp_path / kind)
+
+
+def test_adapters_of_other_weights_are_refused(studio, tmp_path):
+    shutil.copytree(studio / "tiny", tmp_path / "base")
+    words, folder = dict(model=str(tmp_path / "base"), steps=4), tmp_path / "run"
+    run(studio, folder, minutes=0, **words)
+    path = folder / checkpoints.CHECKPOINT
+    tensors, about = checkpoints.load_checkpoint(path)
+    assert lora.load_model(path)[0].base_sha256 == about["base_sha256"] and about["step"] < 4
+
+    other = tiny_sd.pipeline()
+    other.unet.conv_out.bias.data += 1e-6
+    other.save_pretrained(tmp_path / "base")
+    refused = pytest.raises(ValueError, match=rf"other weights of .*/base than .* {about['base_sha256'][:8]} then")
+    for use in (lora.load_model, lambda path: lora.export(path, tmp_path), lambda path: run(studio, folder, **words)):
+        with refused:
+            use(path)
+    checkpoints.save_checkpoint(path, tensors, {k: v for k, v in about.items() if k != "base_sha256"})
+    lora.load_model(path)  # of before there was a hash
 
 
 def test_settings_are_checked_before_steps_are_counted():
