@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer, this is " + sys.version.split()[0])
+SNAKEMAKE := import sys, importlib.util as u; u.find_spec("snakemake") or sys.exit("sweep: Snakemake is not in $(VENV); it \
+needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": delete $(VENV), then: make PYTHON=python3.12 sweep, say")
 WORKERS := --numprocesses logical --maxprocesses 8
 
 .DEFAULT_GOAL := help
@@ -38,6 +40,7 @@ table: $(STAMP) ## every table and result figure from the records alone, into _b
 	@$(RUN) -m callkit table --out _build/tables
 
 sweep: $(STAMP) ## train and evaluate a grid of runs: GRID=digits  (PROFILE=slurm: on a cluster; REPORT=1: a page for each run; COMPILE=1)
+	@$(RUN) -c '$(SNAKEMAKE)'
 	@$(RUN) -m snakemake --snakefile sweeps/Snakefile --profile sweeps/profiles/$(or $(PROFILE),local) \
 		--config grid=$(GRID) report=$(REPORT) compile=$(COMPILE)
 

@@ -10,6 +10,7 @@ before the data and the network of the first step; on a GPU what PyTorch allocat
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -138,24 +139,53 @@ def run(step: Callable[[], None], device: str) -> float:
     return time.perf_counter() - began
 
 
+def time_all(names: list[str], a: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
+    """Seconds of each variant in each round. Nothing of a variant is left, nor of its memory on a GPU."""
+    variants, seconds = {name: make(name, a, folder) for name in names}, {name: [] for name in names}
+    for i in tqdm(range(a.rounds + 2), unit="round"):
+        for name in names:
+            elapsed = run(variants[name], a.device)
+            if i >= 2:  # after the warm-up
+                seconds[name].append(elapsed)
+    while variants:  # the last one first: each training puts back the signal handlers that it found
+        variants.popitem()
+    gc.collect()
+    if a.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return seconds
+
+
+STATUS = Path("/proc/self/status")
+
+
 def high_water_mark() -> int:
     """Bytes of memory that this process has held at most (Linux; getrusage would count its parent's as well)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
 
 
 def peak_memory(name: str, a: argparse.Namespace) -> int:
     """Bytes that three calls take at most, in this process."""
+    on_a_gpu = a.device.startswith("cuda")
     with tempfile.TemporaryDirectory() as folder:
-        if a.device.startswith("cuda"):
+        if on_a_gpu:
             torch.cuda.reset_peak_memory_stats()
-        before = high_water_mark()
+        before = 0 if on_a_gpu else high_water_mark()
         step = make(name, a, Path(folder))
         for _ in range(3):
             step()
-        if a.device.startswith("cuda"):
-            return torch.cuda.max_memory_allocated()
-        return high_water_mark() - before
+        peak = torch.cuda.max_memory_allocated() if on_a_gpu else high_water_mark() - before
+        del step  # a training ends before its folder does
+        return peak
+
+
+def memory_of(name: str) -> int:
+    """`peak_memory`, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
+    measured = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if measured.returncode:
+        sys.exit(f"error: the memory of {name!r} could not be measured, for the reason above; the timings are complete")
+    return json.loads(measured.stdout)
 
 
 def main() -> None:
@@ -171,42 +201,41 @@ def main() -> None:
     p.add_argument("--peak", help=argparse.SUPPRESS)  # this process measures the memory of one variant
     a = p.parse_args()
     torch.set_num_threads(a.threads)
+    if a.memory and not a.device.startswith("cuda") and not STATUS.exists():
+        p.error(f"--memory on a CPU reads {STATUS}, which Linux alone has: leave it out")
     if a.peak:
         print(json.dumps(peak_memory(a.peak, a)))
         return
     names = [n for n in NAMES if not a.only or n in BASELINES.values() or any(word in n for word in a.only)]
-    seconds = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        variants = {name: make(name, a, Path(folder)) for name in names}
-        for i in tqdm(range(a.rounds + 2), unit="round"):
-            for name, step in variants.items():
-                elapsed = run(step, a.device)
-                if i >= 2:  # after the warm-up
-                    seconds[name].append(elapsed)
+        seconds = time_all(names, a, Path(folder))
     ratios = {
         name: median(v / b for v, b in zip(seconds[name], seconds[baseline], strict=True))
         for name, baseline in BASELINES.items()
         if name in names
     }
-    memory = {}
-    for name in tqdm(names if a.memory else [], unit="variant"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
-        memory[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(f"\n{'':24}  ms (median)   ratio{'':20}  peak memory, MB")
+    print(f"\n{'':24}  ms (median)   ratio")
     for name, values in seconds.items():
         ratio = f"{ratios[name]:.3f} of {BASELINES[name]}" if name in ratios else "1"
-        print(f"{name:24}  {1e3 * median(values):9.1f}   {ratio:26}", f"{memory[name] / 1e6:9.0f}" if memory else "")
+        print(f"{name:24}  {1e3 * median(values):9.1f}   {ratio}", flush=True)
+    result = {
+        "what": f"{a.network} network, one call each, interleaved; ratios are medians over rounds",
+        "rounds": a.rounds,
+        "batch_size": a.batch_size,
+        "milliseconds": {name: 1e3 * median(v) for name, v in seconds.items()},
+        "ratios": ratios,
+        "peak_memory_bytes": {},
+        "provenance": records.provenance(torch.device(a.device)),
+    }
     if a.out:
-        result = {
-            "what": f"{a.network} network, one call each, interleaved; ratios are medians over rounds",
-            "rounds": a.rounds,
-            "batch_size": a.batch_size,
-            "milliseconds": {name: 1e3 * median(v) for name, v in seconds.items()},
-            "ratios": ratios,
-            "peak_memory_bytes": memory,
-            "provenance": records.provenance(torch.device(a.device)),
-        }
         files.write_json(a.out, result)
+    if a.memory:
+        print(f"\n{'':24}  peak memory, MB")
+        for name in names:
+            result["peak_memory_bytes"][name] = memory_of(name)
+            print(f"{name:24}  {result['peak_memory_bytes'][name] / 1e6:9.0f}", flush=True)
+        if a.out:
+            files.write_json(a.out, result)
 
 
 if __name__ == "__main__":

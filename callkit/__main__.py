@@ -13,7 +13,15 @@ DATA_ROOT = "where downloaded data sets are (default: %(default)s)"
 STOPPED = 75  # exit status of a run that can go on: the shell's "temporary failure"
 
 
-def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profiles=config.PROFILES, ratio=50):
+def add_train(
+    commands,
+    networks=config.NETWORKS,
+    methods=config.METHODS,
+    profiles=config.PROFILES,
+    ratio=50,
+    root=Path("runs"),
+    compiled="the network, on a GPU with CUDA graphs",
+):
     p = commands.add_parser("train", help="train a model, or go on with one that was stopped")
     names = ", ".join(name for name in networks if name != "imagefolder")
     p.add_argument(
@@ -39,16 +47,17 @@ def add_train(commands, networks=config.NETWORKS, methods=config.METHODS, profil
     p.add_argument(
         "--run",
         type=Path,
-        help="run folder (default: runs/<dataset>-ir<IR>/<method>-<profile>/seed<seed>[-NAME=VALUE of each --set])",
+        help=f"run folder (default: {root}/<dataset>-ir<IR>/<method>-<profile>/seed<seed>[-NAME=VALUE of each --set])",
     )
     p.add_argument("--minutes", type=float, help="stop after that long with a checkpoint; run again to go on")
     p.add_argument("--data-root", type=Path, default=Path("data"), help=DATA_ROOT)
-    p.add_argument("--compile", action="store_true", help="torch.compile the network, on a GPU with CUDA graphs")
+    p.add_argument("--compile", action="store_true", help=f"torch.compile {compiled}")
+    p.add_argument(
+        "--wait", action="store_true", help="wait while another process trains in the run folder, then go on"
+    )
     p.add_argument("--tensorboard", action="store_true", help="also write curves to RUN/tensorboard")
     add_device(p)
-    p.set_defaults(
-        command=train, make_config=config.make_config, go=training.train, root=Path("runs"), usual_ratio=ratio
-    )
+    p.set_defaults(command=train, make_config=config.make_config, go=training.train, root=root, usual_ratio=ratio)
     return p
 
 
@@ -122,7 +131,7 @@ def train(a) -> None:
     c = a.make_config(a.dataset, chosen_ratio(a), a.method, a.profile, a.seed, a.allocation, **overrides)
     run = a.run or records.run_folder(c, a.root)
     words = f"{c.method} on {c.dataset}, IR {records.ratio_word(c.imbalance_ratio)}, profile {c.profile}, seed {c.seed}"
-    steps = a.go(c, run, a.device, a.minutes, a.data_root, a.compile)
+    steps = a.go(c, run, a.device, a.minutes, a.data_root, a.compile, a.wait)
     if distributed.rank() > 0:
         for _ in steps:
             pass

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +15,7 @@ from filelock import Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from callkit import augment, files
 from callkit.capacity import merge, reserve
@@ -238,8 +240,9 @@ def log_line(record: StepRecord) -> str:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Within the block this process alone trains in `run`. TrainingError, naming the other, if one does already.
+def locked(run: Path, wait: bool = False) -> Iterator[None]:
+    """Within the block this process alone trains in `run`. TrainingError, naming the other, if one does already; or
+    wait until it has ended, and say so.
 
     The lock is one of `files.alone`. The folder is made; OSError if that cannot be. What was made goes again if the
     block leaves nothing there.
@@ -252,9 +255,12 @@ def locked(run: Path) -> Iterator[None]:
             stack.enter_context(files.alone(run / LOCK, timeout=0))
         except Timeout:
             who = holder.read_text() if holder.exists() else "another process"
-            raise TrainingError(
-                f"{run} is in use by {who}; wait for it, stop it, or choose another run folder"
-            ) from None
+            if not wait:
+                raise TrainingError(
+                    f"{run} is in use by {who}; wait for it, stop it, or choose another run folder"
+                ) from None
+            tqdm.write(f"{run} is in use by {who}; waiting for its end", file=sys.stderr)  # beside a bar
+            stack.enter_context(files.alone(run / LOCK))
         try:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             for left_by_a_killed_run in run.glob(f".{CHECKPOINT}.*"):

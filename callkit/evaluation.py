@@ -6,12 +6,14 @@ notebooks/10_metrics has the protocol, and what it does not protect from.
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 from torch import Tensor, nn
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
@@ -196,15 +198,22 @@ def snapshot(checkpoint: str | Path, per_class: int = 4, device: str = "cpu") ->
 
 @contextmanager
 def _workplace(folder: Path) -> Iterator[None]:
-    """Within the block this evaluation alone, with all its processes, works in `folder`: another one waits. It is
-    removed at the end, unless that is an error."""
+    """Within the block this evaluation alone, with all its processes, works in `folder`: another one waits, and says
+    so. It is removed at the end, unless that is an error."""
     lock = folder.with_name(f"{folder.name}.lock")
     leader = distributed.rank() == 0
-    with files.alone(lock) if leader else nullcontext():
+    with ExitStack() as stack:
+        if leader:
+            try:
+                stack.enter_context(files.alone(lock, timeout=0))
+            except Timeout:
+                tqdm.write(f"another process evaluates this in {folder.parent}; waiting for its end", file=sys.stderr)
+                stack.enter_context(files.alone(lock))
         distributed.wait_for_all()  # none may look into the folder before it is this evaluation's
         yield
         if leader:
-            shutil.rmtree(folder)
+            if folder.exists():  # not if it was found to be done
+                shutil.rmtree(folder)
             lock.unlink(missing_ok=True)
 
 
@@ -231,11 +240,12 @@ def evaluate_run(
     load_model   what makes a network and its settings of the checkpoint, for those that `training` did not write
 
     The number of images and of sampler steps are the profile's (`config.SAMPLING`). Interrupted and called again, it
-    goes on: what was sampled waits in `results`, in a folder that is removed at the end. Under torchrun all processes
-    sample, and the first one measures and writes; the others return None. ValueError for a damaged checkpoint, an
-    unfinished run, unknown weights or extractor, a scale that is no number, fewer than two images a class, data that
-    have changed since, a record in the way that this one must not replace, before any work; FileNotFoundError without a
-    checkpoint, and OSError if nothing can be written in `results`.
+    goes on: what was sampled waits in `results`, in a folder that is removed at the end. While another process does the
+    same it waits, and leaves the record as that one wrote it. Under torchrun all processes sample, and the first one
+    measures and writes; the others return None. ValueError for a damaged checkpoint, an unfinished run, unknown weights
+    or extractor, a scale that is no number, fewer than two images a class, data that have changed since, a record in
+    the way that this one must not replace, before any work; FileNotFoundError without a checkpoint, and OSError if
+    nothing can be written in `results`.
     """
     sampling.check_guidance_scale(guidance_scale)
     checkpoint = Path(checkpoint)
@@ -272,7 +282,12 @@ def evaluate_run(
     identity = [metrics.file_hash(checkpoint), weights, guidance_scale, seed, steps, labels.tolist(), extractor]
     identity += [metrics.extractor_hash(extractor), str(save_images)]
     unfinished = results / f".evaluating-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
+    leader, before = distributed.rank() == 0, path.read_bytes() if path.exists() else None
     with _workplace(unfinished):
+        if distributed.any_process(leader and path.exists() and path.read_bytes() != before):
+            if leader:
+                tqdm.write(f"{path} has been written by another process meanwhile", file=sys.stderr)
+            return path if leader else None
         generated = describe_samples(
             model,
             labels,

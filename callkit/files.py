@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,17 +26,30 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to: a reader sees the old file or the new one, never half of it. Others
-    may read it as they may any new file, whatever writes it."""
+    """A temporary name beside `path` to write to: a reader sees the old file or the new one, never half of it, also
+    after a power cut. Others may read it as they may any new file, whatever writes it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
         os.chmod(temporary, mode)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        _keep_names(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the disk keep a folder's names, where the system can be asked to."""
+    with suppress(OSError):
+        folder_itself = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(folder_itself)
+        finally:
+            os.close(folder_itself)
 
 
 @contextmanager

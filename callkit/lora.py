@@ -7,9 +7,11 @@ callkit` are here too: `python -m callkit.lora train | evaluate | sample`, and `
 """
 
 import hashlib
+import re
 import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,15 +41,24 @@ RUNS = Path("runs", "stable-diffusion")
 def load_pipeline(model: str) -> StableDiffusionPipeline:
     """The pre-trained pipeline without its safety checker, float32, on the CPU.
 
-    OSError that says what to do if it is neither a folder nor to be had; ValueError unless it predicts noise.
+    OSError that says what to do if it is neither a folder nor to be had, or a folder that cannot be read; ValueError
+    unless it predicts noise, and what else diffusers says.
     """
     try:
         pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, requires_safety_checker=False)
     except (OSError, ValueError) as error:
+        if Path(model).is_dir():
+            raise OSError(f"the folder {model} cannot be read as a Stable Diffusion pipeline: {error}") from error
+        if not (name := re.fullmatch(r"(?:[\w.-]+/)?([\w-][\w.-]*)", model)):
+            raise OSError(
+                f"there is no folder {model}, and that is no name on the Hugging Face hub either, as {MODEL} is one"
+            ) from error
+        if isinstance(error, ValueError):  # it was found
+            raise
         raise OSError(
             f"there is no Stable Diffusion pipeline {model!r} here, and it could not be downloaded. On a machine with "
-            f"a network run `hf download {MODEL} --local-dir miniSD`, copy the folder, and give its path as `model`. "
-            f"The reason: {str(error).splitlines()[0]}"
+            f"a network run `hf download {model} --local-dir {name[1]}`, copy the folder, and give its path as "
+            f"`model`. The reason: {str(error).splitlines()[0]}"
         ) from error
     if pipe.scheduler.config.prediction_type != "epsilon":
         raise ValueError(f"model {model!r} predicts {pipe.scheduler.config.prediction_type}; only epsilon is supported")
@@ -167,11 +178,33 @@ def build(tune: TuneConfig, class_names: list[str]) -> tuple[StableDiffusionPipe
     """
     torch.backends.cuda.matmul.allow_tf32 = True
     pipe = load_pipeline(tune.model)
+    base = weights_hash(pipe.unet)
     with torch.random.fork_rng([]):
         torch.manual_seed(training.step_seed(tune.seed, 1))
         add_adapters(pipe.unet, tune)
     prompts = [tune.prompt.replace("{class}", name.replace("_", " ")) for name in class_names]
-    return pipe, StableDiffusion(pipe, prompts, tune.at_once)
+    model = StableDiffusion(pipe, prompts, tune.at_once)
+    model.base_sha256 = base
+    return pipe, model
+
+
+def weights_hash(network: nn.Module) -> str:
+    """sha256 of a network's weights, in hexadecimal."""
+    found = hashlib.sha256()
+    for p in network.state_dict().values():
+        found.update(p.cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _check_base(model: StableDiffusion, about: dict, path: str | Path) -> None:
+    """ValueError unless the adapters of the checkpoint at `path` were trained on the model's frozen weights. Older
+    checkpoints do not say on which."""
+    then = about.get("base_sha256", model.base_sha256)
+    if then != model.base_sha256:
+        raise ValueError(
+            f"{path} was trained on other weights of {about['config']['model']} than are loaded now: sha256 of its "
+            f"U-Net {then[:8]} then, {model.base_sha256[:8]} now; restore that version of it"
+        )
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -187,6 +220,7 @@ def _load(path: str | Path) -> tuple[StableDiffusionPipeline, StableDiffusion, T
         raise ValueError(f"{path} is of a pixel model: use python -m callkit")
     tune = TuneConfig.from_dict(about["config"])
     pipe, model = build(tune, about["class_names"])
+    _check_base(model, about, path)
     checkpoints.load_ema(adapter_parameters(model), tensors, path)
     return pipe, model.eval(), tune
 
@@ -202,7 +236,8 @@ def load_model(path: str | Path, weights: str = "theta", device: str = "cpu") ->
 
     weights  "theta" merges the adapters in; "theta_g" the general one; "reserved" merges none, for `expert_scale`.
 
-    Errors are those of `checkpoints.load_model` and `load_pipeline`.
+    Errors are those of `checkpoints.load_model` and `load_pipeline`; ValueError too where the U-Net is not the one that
+    the adapters were trained on.
     """
     checkpoints.check_weights(path, weights)
     _, model, tune = _load(path)
@@ -229,14 +264,11 @@ def export(path: str | Path, folder: str | Path) -> None:
 
 def cached_latents(model: StableDiffusion, images: Tensor, cache: Path) -> Tensor:
     """`model.encode`, kept in a file of `cache` whose name holds the images' and the encoder's hashes."""
-    encoder = hashlib.sha256()
-    for p in model.vae.state_dict().values():
-        encoder.update(p.cpu().numpy().tobytes())
 
     def make(path: Path) -> None:
         checkpoints.save_checkpoint(path, {"latents": model.encode(images, progress=len(images) >= 1000)}, {})
 
-    path = cache / f"latents-{encoder.hexdigest()[:8]}-{data.fingerprint(images)}.safetensors"
+    path = cache / f"latents-{weights_hash(model.vae)[:8]}-{data.fingerprint(images)}.safetensors"
     return checkpoints.load_checkpoint(files.made_once(path, make))[0]["latents"]
 
 
@@ -247,20 +279,24 @@ def train(
     minutes: float | None = None,
     data_root: str | Path = "data",
     compile: bool = False,
+    wait: bool = False,
 ) -> Iterator[checkpoints.StepRecord]:
     """Minimise Eq. (6) over the adapters. Arguments, files, resuming and errors are those of `training.train`.
 
-    ValueError under torchrun: one process only.
+    ValueError under torchrun, one process only, and where the U-Net's weights are not those with which the run began.
     """
     if distributed.world_size() > 1:
         raise ValueError(f"Stable Diffusion trains in one process, got {distributed.world_size()}")
     run, device = Path(run) if run is not None else records.run_folder(tune, RUNS), distributed.checked_device(device)
-    yield from training.carry_out(tune, run, device, minutes, lambda: _pieces(tune, device, Path(data_root), compile))
+    prepare = partial(_pieces, tune, run, device, Path(data_root), compile)
+    yield from training.carry_out(tune, run, device, minutes, prepare, wait)
 
 
-def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bool) -> training.Pieces:
+def _pieces(tune: TuneConfig, run: Path, device: torch.device, data_root: Path, compile: bool) -> training.Pieces:
     train_set = data.load_for(tune, data_root).train
     model = build(tune, train_set.class_names)[1].to(device).train()
+    if found := checkpoints.load_newest(run, tensors=False):
+        _check_base(model, found[-1], found[0])
     smallest = model.factor * 2 ** (len(model.unet.config.block_out_channels) - 1)
     if tune.image_size % smallest:
         raise ValueError(f"image_size must be a multiple of {smallest} for this model, got {tune.image_size}")
@@ -289,7 +325,11 @@ def _pieces(tune: TuneConfig, device: torch.device, data_root: Path, compile: bo
         allocation=AllocationLoss(train_set.counts, tune.lam, tune.consistency, tune.diversity, tune.bound).to(device),
         schedule=model.schedule.to(device),
         counts=train_set.counts,
-        about={"class_names": list(train_set.class_names), "image_size": tune.image_size},
+        about={
+            "class_names": list(train_set.class_names),
+            "image_size": tune.image_size,
+            "base_sha256": model.base_sha256,
+        },
         compiled=compile,
     )
 
@@ -304,9 +344,9 @@ def main(argv: list[str] | None = None) -> None:
         p.set_defaults(command=lambda a: export(cli.checkpoint_of(a.run), a.folder))
 
     def add_train(commands) -> None:
-        p = cli.add_train(commands, DATASETS, METHODS, PROFILES, ratio=100)
+        p = cli.add_train(commands, DATASETS, METHODS, PROFILES, 100, RUNS, "the U-Net")
         p.set_defaults(dataset="artbench10", method="oc-call", profile="gpu")
-        p.set_defaults(make_config=make_config, go=train, root=RUNS)
+        p.set_defaults(make_config=make_config, go=train)
 
     def add_evaluate(commands) -> None:
         cli.add_evaluate(commands).set_defaults(load_model=load_model, kind=TuneConfig)

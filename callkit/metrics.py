@@ -93,7 +93,8 @@ def inception_weights() -> Path:
     """The paper's Inception-V3 weights: from $CALLKIT_INCEPTION, PyTorch's cache, or downloaded to it.
 
     FileNotFoundError if $CALLKIT_INCEPTION names none, OSError if they cannot be downloaded, ValueError if the file's
-    sha256 is not the published one: nothing of such a file is loaded.
+    sha256 does not start as the published one does, or if there is more in it than tensors: nothing of such a file is
+    run, which torch-fidelity would do.
     """
     given = os.environ.get("CALLKIT_INCEPTION")
     path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
@@ -111,6 +112,11 @@ def inception_weights() -> Path:
     found = file_hash(path)
     if not found.startswith(INCEPTION_SHA256):
         raise ValueError(f"{path} is not {INCEPTION}: its sha256 starts with {found[:8]}, not {INCEPTION_SHA256}")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of whatever kind the file makes it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not {INCEPTION}: it cannot be read as tensors alone ({reason})") from error
     return path
 
 

@@ -260,6 +260,7 @@ def train(
     minutes: float | None = None,
     data_root: str | Path = "data",
     compile: bool = False,
+    wait: bool = False,
 ) -> Iterator[StepRecord]:
     """Minimise Eq. (6), yielding a StepRecord every `config.log_every` steps.
 
@@ -270,6 +271,7 @@ def train(
     minutes  stop after that much time with a checkpoint, loading and the caller's time with the records included; a
              later call goes on from there. `seconds`, of a record and in a checkpoint, are of training alone.
     compile  torch.compile the network, on a GPU with CUDA graphs: a minute or more at first, faster steps then.
+    wait     where a process trains there already, wait for its end and go on from there.
 
     A checkpoint is written every `checkpoint_every` steps, at the end, at the time limit, and on SIGINT, SIGTERM or
     SIGUSR1, which then raise KeyboardInterrupt; the one before is kept beside it. These signals wait for the end of a
@@ -285,7 +287,7 @@ def train(
             f"got {config.batch_size}"
         )
     run, device = Path(run) if run is not None else records.run_folder(config), distributed.checked_device(device)
-    yield from carry_out(config, run, device, minutes, lambda: _pieces(config, device, data_root, compile))
+    yield from carry_out(config, run, device, minutes, lambda: _pieces(config, device, data_root, compile), wait)
 
 
 def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, compile: bool) -> Pieces:
@@ -323,11 +325,17 @@ def _pieces(config: TrainConfig, device: torch.device, data_root: str | Path, co
 
 
 def carry_out(
-    config: Settings, run: Path, device: torch.device, minutes: float | None, prepare: Callable[[], Pieces]
+    config: Settings,
+    run: Path,
+    device: torch.device,
+    minutes: float | None,
+    prepare: Callable[[], Pieces],
+    wait: bool = False,
 ) -> Iterator[StepRecord]:
     """The steps of `train` for any model: `prepare` makes it, once the run folder is found free and fitting."""
     deadline = None if minutes is None else time.perf_counter() + 60 * minutes
-    with locked(run) if distributed.rank() == 0 else nullcontext():
+    with locked(run, wait) if distributed.rank() == 0 else nullcontext():
+        distributed.wait_for_all()  # none may look into the folder before it is this run's
         found = load_newest(run, tensors=False)
         if found:
             _same_run(config, found[-1]["config"], found[-1]["step"], run / CHECKPOINT)

@@ -1,7 +1,10 @@
 """A look into two runs: what is measured of networks and is no score."""
 
 import json
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from callkit.diffusion import NoiseSchedule
 sys.path.append(str(records.REPOSITORY / "benchmarks"))
 
 import probe
+import speed
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,42 @@ def test_runs_of_different_data_are_not_set_side_by_side(change, runs, tmp_path,
         probe.main()
     said = f"digits-ir{other.imbalance_ratio:g}, seed {other.seed}"
     assert f"the runs have other training images, digits-ir50, seed 0 and {said}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def speed_of(tmp_path, monkeypatch):
+    """Time two variants and measure their memory: the file that is written."""
+    out = tmp_path / "speed.json"
+    words = ["--only", "none", "--rounds", "1", "--batch-size", "2", "--memory", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["speed.py", *words])
+    return out
+
+
+def test_times_outlast_a_measurement_of_memory_that_fails(speed_of, monkeypatch, capfd):
+    before = signal.getsignal(signal.SIGINT)
+
+    def run(command, **options):
+        assert signal.getsignal(signal.SIGINT) is before, "no training is left"
+        return run_it([sys.executable, "-c", "import sys; sys.exit('no memory')"], **options)
+
+    run_it = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit, match="memory of 'sample, plain' could not be measured"):
+        speed.main()
+    said = capfd.readouterr()
+    assert "no memory" in said.err and "step, DDPM" in said.out
+    found = json.loads(speed_of.read_text())
+    assert found["milliseconds"].keys() == {"sample, plain", "step, DDPM"} and not found["peak_memory_bytes"]
+
+
+def test_memory_is_in_the_file_where_it_was_measured(speed_of, monkeypatch):
+    monkeypatch.setattr(speed, "memory_of", len)
+    speed.main()
+    assert json.loads(speed_of.read_text())["peak_memory_bytes"] == {"sample, plain": 13, "step, DDPM": 10}
+
+
+def test_memory_that_cannot_be_read_is_refused_before_any_work(speed_of, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "STATUS", Path("nowhere"))
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert "--memory on a CPU reads nowhere, which Linux alone has" in capsys.readouterr().err

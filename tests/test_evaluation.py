@@ -170,6 +170,26 @@ def test_two_evaluations_of_one_run_take_turns(tmp_path):
     assert "".join(inside) in ("aabb", "bbaa") and not list(tmp_path.iterdir())
 
 
+def test_a_second_evaluation_says_that_it_waits_and_leaves_the_record_of_the_first(run, tmp_path, monkeypatch, capsys):
+    score, second, said = metrics.score, [], []
+
+    def scored_while_another_waits(*args, **options):
+        monkeypatch.setattr(metrics, "score", lambda *_, **__: pytest.fail("measured twice"))
+        second.append(pool.submit(evaluation.evaluate_run, run, results=tmp_path))
+        while not second[0].done() and "waiting for its end" not in "".join(said):
+            said.append(capsys.readouterr().err)
+            time.sleep(0.01)
+        return score(*args, **options)
+
+    monkeypatch.setattr(metrics, "score", scored_while_another_waits)
+    with ThreadPoolExecutor(1) as pool:
+        path = evaluation.evaluate_run(run, results=tmp_path)
+        assert second[0].result() == path
+    assert f"another process evaluates this in {tmp_path}; waiting for its end" in "".join(said)
+    assert f"{path} has been written by another process meanwhile" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,7 +247,7 @@ def test_a_batch_has_latents_from_their_posterior_and_some_prompts_dropped(studi
 
     monkeypatch.setattr(lora, "cached_latents", cached)
     tune = settings(studio, batch_size=500, label_drop=0.25, resample=1.0, lr=0.02, weight_decay=0.5, lam=0.3)
-    pieces = lora._pieces(tune, torch.device("cpu"), studio / "data", False)
+    pieces = lora._pieces(tune, studio / "run", torch.device("cpu"), studio / "data", False)
     batch, weights = pieces.draw(0, torch.Generator().manual_seed(0))
     assert scipy.stats.kstest(((batch.x0 - 3) / 2).flatten()[::7].numpy(), "norm").pvalue > 1e-3
     assert (batch.condition == 3).float().mean().item() == pytest.approx(0.25, abs=0.07)
@@ -398,6 +399,13 @@ def test_train_sample_evaluate_export_from_a_terminal(studio, tmp_path, monkeypa
     assert {p.name for p in Path("out").iterdir()} == {"general.safetensors", "expert.safetensors", "merged"}
 
 
+def test_help_names_the_folder_that_a_run_goes_to(capsys):
+    with pytest.raises(SystemExit):
+        lora.main(["train", "--help"])
+    said = "".join(capsys.readouterr().out.split())
+    assert "default:runs/stable-diffusion/<dataset>-ir<IR>/" in said and "torch.compiletheU-Net" in said
+
+
 # Settings and errors
 
 
@@ -442,10 +450,30 @@ def test_settings_are_checked(overrides, message):
 
 
 def test_a_model_that_is_not_there(studio, tmp_path):
-    with pytest.raises(
-        OSError, match=r"no Stable Diffusion pipeline 'no/such'.*hf download lambdalabs/miniSD-diffusers"
-    ):
+    said = r"no Stable Diffusion pipeline 'no/such'.*`hf download no/such --local-dir such`.*The reason: "
+    with pytest.raises(OSError, match=said):
         run(studio, tmp_path, model="no/such")
+    with pytest.raises(OSError, match=r"there is no folder .*/no/such, and that is no name on the Hugging Face hub"):
+        run(studio, tmp_path, model=str(tmp_path / "no/such"))
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_a_missing_model(tmp_path):
+    tiny_sd.pipeline().save_pretrained(tmp_path)
+    weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(
+        OSError, match=r"the folder .* cannot be read as a Stable Diffusion pipeline: .*/unet/diffusion"
+    ):
+        lora.load_pipeline(str(tmp_path))
+
+
+def test_what_else_diffusers_says_of_a_model_is_passed_on(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("upgrade torch")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", refuse)
+    with pytest.raises(ValueError, match=r"^upgrade torch$"):
+        lora.load_pipeline("there/is-one")
 
 
 def test_a_model_that_predicts_velocity(tmp_path):
@@ -516,6 +544,25 @@ def test_a_checkpoint_that_does_not_fit_is_refused(trained, tmp_path):
         checkpoints.save_checkpoint(tmp_path / kind, those, about)
         with pytest.raises(ValueError, match="does not fit the network that its config describes"):
             lora.load_model(tmp_path / kind)
+
+
+def test_adapters_of_other_weights_are_refused(studio, tmp_path):
+    shutil.copytree(studio / "tiny", tmp_path / "base")
+    words, folder = dict(model=str(tmp_path / "base"), steps=4), tmp_path / "run"
+    run(studio, folder, minutes=0, **words)
+    path = folder / checkpoints.CHECKPOINT
+    tensors, about = checkpoints.load_checkpoint(path)
+    assert lora.load_model(path)[0].base_sha256 == about["base_sha256"] and about["step"] < 4
+
+    other = tiny_sd.pipeline()
+    other.unet.conv_out.bias.data += 1e-6
+    other.save_pretrained(tmp_path / "base")
+    refused = pytest.raises(ValueError, match=rf"other weights of .*/base than .* {about['base_sha256'][:8]} then")
+    for use in (lora.load_model, lambda path: lora.export(path, tmp_path), lambda path: run(studio, folder, **words)):
+        with refused:
+            use(path)
+    checkpoints.save_checkpoint(path, tensors, {k: v for k, v in about.items() if k != "base_sha256"})
+    lora.load_model(path)  # of before there was a hash
 
 
 def test_settings_are_checked_before_steps_are_counted():

@@ -268,6 +268,27 @@ def test_inception_loads_nothing_but_the_published_file(tmp_path, monkeypatch):
         metrics.check_extractor("inception")
 
 
+class Runs:
+    """What is called when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_nothing_in_inceptions_file_is_run_though_its_hash_fits(tmp_path, monkeypatch):
+    stranger, ran = tmp_path / metrics.INCEPTION, tmp_path / "ran"
+    torch.save({"w": torch.zeros(1), "more": Runs(str(ran))}, stranger)
+    monkeypatch.setenv("CALLKIT_INCEPTION", str(stranger))
+    monkeypatch.setattr(metrics, "INCEPTION_SHA256", metrics.file_hash(stranger)[:8])
+    for load in (metrics.inception_weights, metrics.InceptionExtractor):
+        with pytest.raises(ValueError, match=r"it cannot be read as tensors alone .Weights only load failed"):
+            load()
+    assert not ran.exists()
+
+
 def test_inception_takes_grey_images(tmp_path, monkeypatch):
     """The architecture with random weights, behind a file whose hash is made to fit."""
     weights = tmp_path / "weights.pth"

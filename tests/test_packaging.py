@@ -1,9 +1,11 @@
 """The files that describe the project agree with one another, and name nothing of one machine."""
 
 import hashlib
+import platform
 import re
 import subprocess
 import tomllib
+import venv
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -55,8 +57,25 @@ def test_dev_includes_metrics_book_and_sweeps():
         assert set(canonical(requirements(extra))) <= set(dev)
 
 
+SNAKEMAKE_PYTHON = "Python 3.11 to 3.13"
+
+
 def test_environment_has_the_same_python():
-    assert f"python{PROJECT['requires-python']}" in ENVIRONMENT["dependencies"]
+    (marker,) = {str(Requirement(line).marker) for line in PROJECT["optional-dependencies"]["sweeps"]}
+    oldest, beyond = PROJECT["requires-python"], int(re.fullmatch(r'python_version < "3\.(\d+)"', marker)[1])
+    assert f"python{oldest},<3.{beyond}" in ENVIRONMENT["dependencies"]
+    assert SNAKEMAKE_PYTHON == f"Python {oldest.removeprefix('>=')} to 3.{beyond - 1}"
+    assert SNAKEMAKE_PYTHON in (ROOT / "book/sweeps.md").read_text()
+
+
+def test_a_sweep_without_snakemake_says_which_python_has_it(tmp_path):
+    venv.create(tmp_path, with_pip=False)
+    (tmp_path / ".installed").touch()
+    made = subprocess.run(
+        ["make", "sweep", "GRID=digits", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode and f"needs {SNAKEMAKE_PYTHON}, this is {platform.python_version()}" in made.stderr
+    assert "Traceback" not in made.stderr
 
 
 def test_core_dependencies_have_lower_bounds_only():
@@ -156,6 +175,12 @@ def test_the_weekly_build_is_fresh():
     uses = [step for step in steps(WORKFLOWS["weekly"]) if "uses" in step]
     assert WORKFLOWS["weekly"]["on"]["schedule"]
     assert not any("cache" in step["uses"] or "cache" in step.get("with", {}) for step in uses)
+
+
+def test_what_is_cached_are_executed_notebooks_alone():
+    """With packages, some GB for each Python, the cache's 10 GB would not hold them."""
+    cached = [(name, s) for name, flow in WORKFLOWS.items() for s in steps(flow) if "cache" in str(s)]
+    assert [(name, s["with"]["path"]) for name, s in cached] == [("book", "_build/executed")]
 
 
 def test_what_is_published_is_what_was_built():

@@ -43,9 +43,9 @@ def settings(**options):
     return make_config(profile="smoke", **dict(steps=STEPS, checkpoint_every=EVERY, log_every=2) | options)
 
 
-def start(run: Path, **popen) -> subprocess.Popen:
+def start(run: Path, *options: str, **popen) -> subprocess.Popen:
     command = [sys.executable, "-m", "callkit", "train", "--profile", "smoke", "--run", str(run), "--device", "cpu"]
-    command += ["--threads", "1", "--set", f"steps={STEPS}", f"checkpoint_every={EVERY}", "log_every=2"]
+    command += ["--threads", "1", *options, "--set", f"steps={STEPS}", f"checkpoint_every={EVERY}", "log_every=2"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
 
 
@@ -146,6 +146,26 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(whole, tmp
     assert not tensors or (found["w"] == 1).all()
 
 
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_before_work_goes_on(tmp_path, monkeypatch):
+    did, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        did.append(("sync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def replaced(source, to):
+        did.append(("rename", to.name))
+        replace(source, to)
+
+    path, previous = tmp_path / CHECKPOINT, tmp_path / PREVIOUS
+    save_checkpoint(path, {"w": torch.zeros(1)}, {})
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    save_checkpoint(path, {"w": torch.ones(1)}, {}, previous)
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert did == [("rename", PREVIOUS), ("sync", file), ("rename", CHECKPOINT), ("sync", folder)]
+
+
 def test_a_checkpoint_that_is_there_and_cannot_be_read_is_not_taken_for_none(whole, monkeypatch):
     def no_memory(*_, **__):
         raise RuntimeError("unable to mmap: Cannot allocate memory")
@@ -226,6 +246,20 @@ def test_two_processes_cannot_train_one_run(whole, tmp_path):
     list(first)  # unharmed
     assert_same_run(whole, tmp_path)
     assert list(train(settings(), tmp_path)) == [], "free again"
+
+
+def test_a_second_process_waits_if_it_is_told_to(whole, tmp_path):
+    first = train(settings(), tmp_path)
+    next(first)
+    second = start(tmp_path, "--wait")
+    said = next(line for line in second.stdout if "waiting for its end" in line)
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in said
+    for _ in range(20):
+        next(first)
+    first.close()
+    output = second.communicate(timeout=120)[0]
+    assert second.returncode == 0 and "finished" in output, output
+    assert_same_run(whole, tmp_path)
 
 
 def test_a_file_that_several_want_is_made_once(tmp_path):

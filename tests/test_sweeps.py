@@ -13,7 +13,7 @@ import torch
 from callkit import checkpoints, records, training
 from callkit.config import TrainConfig, make_config
 
-snakemake = pytest.importorskip("snakemake.cli", reason="Snakemake 9 needs Python 3.11").main
+snakemake = pytest.importorskip("snakemake.cli", reason="no Snakemake 9: it needs Python 3.11 to 3.13").main
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "sweeps"))
 
@@ -189,7 +189,7 @@ def test_dry_run_on_a_cluster_stops_training_before_the_time_limit(tmp_path, cap
     assert exit.value.code == 0
     jobs = 6 + 6 * 3  # trainings, and evaluations at three guidance scales
     assert out.count("runtime=1440, gpu=1") == jobs and out.count(" --threads 4 ") == jobs
-    assert out.count("timeout 1430m ") == 6 and out.count(" --compile ") == 6
+    assert out.count("timeout 1430m ") == 6 and out.count(" --compile ") == out.count(" --wait ") == 6
 
 
 def test_a_grid_with_a_typo_starts_no_job(tmp_path, capfd):
@@ -215,6 +215,15 @@ def start(name, folder, *targets, report="") -> subprocess.Popen:
     )
 
 
+def kill_when_there_is(path: Path, sweep: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert sweep.poll() is None and time.monotonic() < deadline, sweep.stdout.read()
+        time.sleep(0.01)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+
+
 def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
     text = """
     common: {dataset: digits, imbalance_ratio: 50, profile: smoke, seed: 0}
@@ -227,14 +236,13 @@ def test_killed_it_goes_on_and_one_that_fails_stops_no_other(tmp_path):
     long, diverging, failing = (tmp_path / run for run in grid.load(path).runs)
 
     sweep = start(path, tmp_path, f"{long.relative_to(tmp_path)}/trained")
-    deadline = time.monotonic() + 120
-    while not (long / checkpoints.CHECKPOINT).exists():
-        assert sweep.poll() is None and time.monotonic() < deadline, sweep.stdout.read()
-        time.sleep(0.01)
-    os.killpg(sweep.pid, signal.SIGKILL)
-    sweep.communicate()
+    kill_when_there_is(long / checkpoints.CHECKPOINT, sweep)
     done, log = checkpoints.steps_done(long), (long / "train.log").read_bytes()
     assert 10 <= done < 60 and not (long / "trained").exists()
+
+    evaluated = long / "evaluated-g1.txt"
+    kill_when_there_is(evaluated, start(path, tmp_path, evaluated.relative_to(tmp_path)))
+    assert not evaluated.read_text(), "an output that is there and not whole"
 
     sweep = start(path, tmp_path)
     out, _ = sweep.communicate(timeout=240)
