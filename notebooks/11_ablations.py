@@ -418,7 +418,8 @@ pd.DataFrame(
 # **CALL beats this control too**, on Few and overall, and by about as much as it beats DDPM, from which the control
 # cannot be told. So the gain of these runs comes with the allocation loss, and not with the parameters that it
 # allocates. (Two of the five seeds were added after three had agreed, see above; and by KID the overall difference is
-# undecided, that on Few is not, see below.)
+# undecided, that on Few is not, see below. And at {term}`imbalance ratio` 20 the loss cannot be told from the control:
+# {doc}`12_does_the_gain_last`.)
 #
 # Whether $\lambda = 1$ is the best of them is for {numref}`fig-ablations-default` to say, where rows "λ = …" are the
 # comparison with it. A peak there needs all of the others to be worse, and of these only $\lambda = 0$ is;

@@ -392,6 +392,16 @@ def test_the_readme_shows_what_the_records_say():
     assert 0.01 < next(more) - next(more) < 0.05, "CALL copies a little more"
     by_kid = paired(*pair, "few", "kid")
     assert by_kid.low < 0 < by_kid.high, "open"
+    milder = by_name["digits-ir20-cpu"]
+    reserved = milder.select("call", {"lam": 0.0})
+    ahead, of_call = (
+        paired(reserved, milder.select("ddpm"), ratio=True),
+        paired(milder.select("call"), reserved, "few", ratio=True),
+    )
+    assert (
+        f"itself ahead of DDPM overall, {ahead.words()}, and on Few CALL cannot be told from it, {of_call.words()}"
+        in text
+    )
     at_20 = paired(*(by_name["digits-ir20-cpu"].select(m) for m in ("call", "ddpm")), "few", "kid")
     assert at_20.high < 0 and at_20.seeds == [0, 1, 2, 3, 4], "at 20 it stays"
     on_cbdm = paired(*(digits.select(m) for m in ("cbdm-call", "cbdm")), "few", "kid")
