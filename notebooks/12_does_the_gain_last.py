@@ -121,9 +121,8 @@ for where, of in gains.items():
                 **{name: found[key].words() for name, key in columns.items()},
                 "p by FID": f"{found['few'].p:.2g}",
             }
-print(
-    f"with the second runs {len(tables.left_by_holm(with_second))} are left by Holm's rule"
-)
+left = tables.left_by_holm(with_second)
+print(f"with the second runs {len(left)} are left by Holm's rule")
 pd.DataFrame(rows).T
 
 # %% [markdown]
