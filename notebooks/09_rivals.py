@@ -1008,9 +1008,7 @@ pd.DataFrame(
 
 # %%
 rare = C - 1
-absent = math.comb(N - int(counts[rare]), 64) / math.comb(
-    N, 64
-)  # drawn without replacement
+absent = math.comb(N - counts[rare], 64) / math.comb(N, 64)  # without replacement
 print(f"RS: {64 / C:.1f} samples of weight 1 in each batch")
 print(
     f"weights: none in {absent:.0%} of the batches, "
