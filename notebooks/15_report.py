@@ -439,8 +439,8 @@ show("lambda-range")
 show("widths")
 
 # %% [markdown]
-# One of the few claims that hold as printed, without guidance and after 6,000 steps. {doc}`11_ablations` has the
-# splits.
+# It holds on DDPM's loss, without guidance and after 6,000 steps; on OC's, the paper's, and for longer it was not
+# tried. {doc}`11_ablations` has it by split.
 #
 # ### Figure 1(a): pruning hurts minorities more
 #
