@@ -57,15 +57,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def _digits(value: float, n: int = 3) -> str:
+    return f"{value:#.{n}g}".rstrip(".")  # with the zeros at the end: rows of a column align
+
+
 def interval_words(mean: float, low: float, high: float) -> str:
     """For a table: 0.830 [0.650, 1.07]. An end that three digits would round to 1 has four, for on which side of 1 it
     lies is what a reader asks."""
-
-    def digits(value: float, n: int = 3) -> str:
-        return f"{value:#.{n}g}".rstrip(".")  # with the zeros at the end: rows of a column align
-
-    low, high = (digits(v, 4) if digits(v) == "1.00" else digits(v) for v in (low, high))
-    return f"{digits(mean)} [{low}, {high}]"
+    low, high = (_digits(v, 4) if _digits(v) == "1.00" else _digits(v) for v in (low, high))
+    return f"{_digits(mean)} [{low}, {high}]"
 
 
 class Paired(NamedTuple):
@@ -82,7 +82,7 @@ class Paired(NamedTuple):
     def words(self) -> str:
         """`interval_words`, or the value alone for one seed."""
         if len(self.seeds) < 2:
-            return interval_words(self.mean, 1, 1).split()[0] if self.seeds else ""
+            return _digits(self.mean) if self.seeds else ""
         return interval_words(self.mean, self.low, self.high)
 
 
