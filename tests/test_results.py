@@ -402,8 +402,14 @@ def test_the_readme_shows_what_the_records_say():
         f"itself ahead of DDPM overall, {ahead.words()}, and on Few CALL cannot be told from it, {of_call.words()}"
         in text
     )
-    worse = paired(milder.select("call", {"diversity": 0.0}), milder.select("call"), "few", ratio=True)
-    assert f"without diversity the FID on Few is {worse.words()} times CALL's there, too" in text
+    worse, not_clear = (
+        paired(milder.select("call", {term: 0.0}), milder.select("call"), "few", ratio=True)
+        for term in ("diversity", "consistency")
+    )
+    assert (
+        f"without diversity the FID on Few is {worse.words()} times CALL's there, too, and without consistency "
+        f"{not_clear.words()}" in text
+    )
     at_20 = paired(*(by_name["digits-ir20-cpu"].select(m) for m in ("call", "ddpm")), "few", "kid")
     assert at_20.high < 0 and at_20.seeds == [0, 1, 2, 3, 4], "at 20 it stays"
     on_cbdm = paired(*(digits.select(m) for m in ("cbdm-call", "cbdm")), "few", "kid")
