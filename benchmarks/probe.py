@@ -1,15 +1,19 @@
-"""Two trained runs from inside, one of DDPM and one with CALL, on any data: chapter 16 shows some on CIFAR-10.
+"""Two trained runs from inside, one of a base loss and one with CALL, on any data: chapter 16 shows some on CIFAR-10.
 
     python benchmarks/probe.py RUN_OF_DDPM RUN_WITH_CALL [--out benchmarks/cifar10/attention-bfloat16/probe.json]
 
 A run is a folder or a checkpoint. Measured are, by class,
 
-pruning   how much DDPM's loss rises when a tenth of it is pruned, for each way of pruning and set of images (chapter 6)
-loss      of DDPM, of theta, of theta^g, and of theta^g with one direction of the expert in each projection of the class
-          embedding, which can hold no image, or in each decomposed matrix (chapter 8); on training images
+pruning   how much the first network's loss rises when a tenth of it is pruned, for each way of pruning and set of
+          images (chapter 6)
+loss      on training images, of the first network, of theta, of theta^g, and of theta^g with one direction of the
+          expert in each projection of the class embedding, which can hold no image, or in each decomposed matrix
+          (chapter 8)
 attention by block of the up path: the largest singular values of q and k and the sizes of their biases; a key's bias
           has no effect, so its gradient is zero, and what moves it is rounding
 distance  D between the two predictions at several timesteps, on training images; under `runs` that of the log
+
+A loss here is DDPM's, Eq. (2), whatever the networks were trained with.
 """
 
 import argparse
@@ -23,6 +27,7 @@ from callkit import data, files, probes, pruning, records
 from callkit.__main__ import checkpoint_of
 from callkit.capacity import merge
 from callkit.checkpoints import LOG, load_checkpoint, load_model, read_log
+from callkit.config import TITLES
 from callkit.diffusion import NoiseSchedule
 
 TIMESTEPS = [50, 150, 300, 450, 600, 750, 900]
@@ -60,7 +65,7 @@ def about(run: Path) -> dict:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("ddpm", type=Path)
+    p.add_argument("base", type=Path)
     p.add_argument("call", type=Path)
     p.add_argument("--per-class", type=int, default=30, help="real images of each class")
     p.add_argument("--draws", type=int, default=8, help="timesteps and noises per image")
@@ -69,7 +74,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, help="write the result as JSON here")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    ddpm, config = load_model(checkpoint_of(a.ddpm))
+    base, config = load_model(checkpoint_of(a.base))
     call, other = load_model(checkpoint_of(a.call), "reserved")
     real, others = (data.load_for(c, a.data_root) for c in (config, other))
     if not torch.equal(real.train.images, others.train.images):
@@ -78,7 +83,7 @@ def main() -> None:
     seen = first_of_each(real.train, a.per_class)
     sets = {"training images": seen, "balanced set": first_of_each(real.full, a.per_class)}
     networks = {
-        "DDPM": ddpm,
+        TITLES[config.method]: base,
         "theta": merge(call),
         "theta_g": merge(call, 0.0),
         "theta_g + rank-one embedding projections": merge(probes.truncated_expert(call, rank=1, only="emb")),
@@ -88,16 +93,16 @@ def main() -> None:
     for name, network in tqdm(networks.items(), desc="losses", unit="network"):
         losses[name] = by_class(pruning.losses(network, seen, SCHEDULE, a.draws), seen)
     result = {
-        "runs": {"ddpm": about(a.ddpm), "call": about(a.call)},
+        "runs": {config.method: about(a.base), other.method: about(a.call)},
         "per_class": a.per_class,
         "draws": a.draws,
         "class_names": real.train.class_names,
         "class_counts": real.train.counts.tolist(),
         "loss": losses,
-        "attention": {name: probes.attention_sizes(networks[name]) for name in ("DDPM", "theta", "theta_g")},
+        "attention": {name: probes.attention_sizes(networks[name]) for name in list(networks)[:3]},
         "timesteps": TIMESTEPS,
         "distance": probes.branch_distance(call, seen, SCHEDULE, TIMESTEPS).tolist(),
-        "pruning": {s: pruned(ddpm, images, a.draws) for s, images in tqdm(sets.items(), desc="pruning", unit="set")},
+        "pruning": {s: pruned(base, images, a.draws) for s, images in tqdm(sets.items(), desc="pruning", unit="set")},
         "provenance": records.provenance(torch.device("cpu")),
     }
     for name, values in losses.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from callkit import checkpoints, data, pruning, records, training
-from callkit.config import make_config
+from callkit.config import TITLES, make_config
 from callkit.diffusion import NoiseSchedule
 
 sys.path.append(str(records.REPOSITORY / "benchmarks"))
@@ -22,21 +22,22 @@ import speed
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folders = {}
-    for method in ("ddpm", "call"):
+    for method in ("ddpm", "call", "oc", "oc-call"):
         folders[method] = tmp_path_factory.mktemp(method)
         list(training.train(make_config(method=method, profile="smoke", channels=8, lr=0.01), folders[method]))
     return folders
 
 
-def test_a_look_into_two_runs(runs, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("base", "call"), [("ddpm", "call"), ("oc", "oc-call")])
+def test_a_look_into_two_runs(base, call, runs, tmp_path, monkeypatch, capsys):
     out = tmp_path / "found.json"
-    arguments = [str(runs["ddpm"]), str(runs["call"]), "--per-class", "2", "--draws", "3", "--out", str(out)]
+    arguments = [str(runs[base]), str(runs[call]), "--per-class", "2", "--draws", "3", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["probe.py", *arguments])
     probe.main()
     found = json.loads(out.read_text())
     train = data.load_long_tailed("digits", 50).train
     images = train.subset([int(i) for c in range(10) for i in np.flatnonzero(train.labels.numpy() == c)[:2]])
-    for name, run, weights in (("DDPM", "ddpm", "theta"), ("theta", "call", "theta"), ("theta_g", "call", "theta_g")):
+    for name, run, weights in ((TITLES[base], base, "theta"), ("theta", call, "theta"), ("theta_g", call, "theta_g")):
         model, _ = checkpoints.load_model(runs[run] / checkpoints.CHECKPOINT, weights)
         losses = pruning.losses(model, images, NoiseSchedule(), 3)
         by_hand = [losses[images.labels == c].mean().item() for c in range(10)]
@@ -46,15 +47,15 @@ def test_a_look_into_two_runs(runs, tmp_path, monkeypatch, capsys):
     for by_how in found["pruning"].values():
         assert by_how.keys() == set(pruning.HOW) and -1 <= by_how["layer"]["correlation"] <= 1
         assert any(by_how["filter"]["change"])
-    plain, _ = checkpoints.load_model(runs["call"] / checkpoints.CHECKPOINT)
+    plain, _ = checkpoints.load_model(runs[call] / checkpoints.CHECKPOINT)
     block, sizes = plain.up[0].attention, found["attention"]["theta"]["up.0.attention"]
     assert sizes["q"] == pytest.approx(np.linalg.norm(block.q.weight.flatten(1).numpy(), 2), rel=1e-5)
     assert sizes["k bias"] == pytest.approx(np.linalg.norm(block.k.bias.numpy()), rel=1e-5)
-    log = checkpoints.read_log(runs["call"] / checkpoints.LOG)
-    assert found["runs"]["call"]["log"]["step"] == [r.step for r in log]
-    of_the_last = np.array(found["runs"]["call"]["log"]["distance"][-1], dtype=float)  # null: not drawn
+    log = checkpoints.read_log(runs[call] / checkpoints.LOG)
+    assert found["runs"][call]["log"]["step"] == [r.step for r in log]
+    of_the_last = np.array(found["runs"][call]["log"]["distance"][-1], dtype=float)  # null: not drawn
     assert of_the_last == pytest.approx(np.array(log[-1].distance_by_class), nan_ok=True)
-    assert found["runs"]["ddpm"]["config"]["method"] == "ddpm" and found["runs"]["ddpm"]["step"] == 20
+    assert found["runs"][base]["config"]["method"] == base and found["runs"][base]["step"] == 20
 
 
 @pytest.mark.parametrize("change", [{"imbalance_ratio": 20}, {"redraw": True, "seed": 1}])
