@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,6 @@ from filelock import Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from callkit import augment, files
 from callkit.capacity import merge, reserve
@@ -250,17 +248,15 @@ def locked(run: Path, wait: bool = False) -> Iterator[None]:
     made = [p for p in (run, *run.parents) if not p.exists()]
     files.check_writable(run)
     holder = run / HOLDER
+
+    def in_use() -> str:
+        return f"{run} is in use by {holder.read_text() if holder.exists() else 'another process'}"
+
     with ExitStack() as stack:
         try:
-            stack.enter_context(files.alone(run / LOCK, timeout=0))
+            stack.enter_context(files.alone(run / LOCK, wait and (lambda: f"{in_use()}; waiting for its end")))
         except Timeout:
-            who = holder.read_text() if holder.exists() else "another process"
-            if not wait:
-                raise TrainingError(
-                    f"{run} is in use by {who}; wait for it, stop it, or choose another run folder"
-                ) from None
-            tqdm.write(f"{run} is in use by {who}; waiting for its end", file=sys.stderr)  # beside a bar
-            stack.enter_context(files.alone(run / LOCK))
+            raise TrainingError(f"{in_use()}; wait for it, stop it, or choose another run folder") from None
         try:
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
             for left_by_a_killed_run in run.glob(f".{CHECKPOINT}.*"):

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from filelock import Timeout
 from torch import Tensor, nn
 from torchvision.utils import save_image
 from tqdm.auto import tqdm
@@ -204,11 +203,8 @@ def _workplace(folder: Path) -> Iterator[None]:
     leader = distributed.rank() == 0
     with ExitStack() as stack:
         if leader:
-            try:
-                stack.enter_context(files.alone(lock, timeout=0))
-            except Timeout:
-                tqdm.write(f"another process evaluates this in {folder.parent}; waiting for its end", file=sys.stderr)
-                stack.enter_context(files.alone(lock))
+            said = f"another process evaluates this in {folder.parent}; waiting for its end"
+            stack.enter_context(files.alone(lock, lambda: said))
         distributed.wait_for_all()  # none may look into the folder before it is this evaluation's
         yield
         if leader:

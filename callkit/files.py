@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # what file systems without locks answer
 
@@ -53,18 +55,24 @@ def _keep_names(folder: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Within the block no other process is in one with this lock file. filelock.Timeout if one is for longer than
-    `timeout` seconds (-1: wait).
+def alone(path: Path, wait: bool | Callable[[], str] = True) -> Iterator[None]:
+    """Within the block no other process is in one with this lock file. Where one is, this waits for its end, and says
+    on stderr what `wait` returns if that is a function; filelock.Timeout if `wait` is False.
 
     The lock goes with the process, also when that is killed; on a file system without locks there is none, and a
     warning says so.
     """
     # A soft lock, a file that a killed process leaves behind, would shut others out for good; and other users must be
     # able to open the file.
-    lock = FileLock(path, timeout=timeout, mode=0o666, fallback_to_soft=False)
+    lock = FileLock(path, mode=0o666, fallback_to_soft=False)
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=-1 if wait is True else 0)
+        except Timeout:
+            if not callable(wait):
+                raise
+            tqdm.write(wait(), file=sys.stderr)  # beside a bar
+            lock.acquire()
     except OSError as error:
         if isinstance(error, Timeout) or error.errno not in NO_LOCKS:
             raise
