@@ -221,7 +221,7 @@ pd.DataFrame(
 # hang on small weights more than others, whatever their number. A network trained on balanced digits and pruned in the
 # same way would tell whether the bars follow rarity or the digit. We have not run it.
 #
-# This is one network, on one small data set. (Five on CIFAR-10, early in their training, show no trend:
+# This is one network, on one small data set. (Ten on CIFAR-10, early in their training, show no trend:
 # {doc}`16_cifar10`.) It does not refute the paper's figure, which was made on CIFAR-100. It says that the figure cannot
 # be read without its three choices.
 #

@@ -229,8 +229,8 @@ pd.DataFrame(rows).rename_axis("class").T
 # before it. **In this run $\theta^g$ knows the minorities.** When it is told their class it adds a fixed vector to the
 # features of its up-path blocks, and the expert's main work is to take these vectors away again. In the prediction they
 # show mostly as a constant; but to subtract that constant at the end, the "number per class" above, does not restore
-# the images. (One run. On CIFAR-10, by the loss alone, one direction in each projection does most of it in four
-# networks of five, and one in each decomposed matrix all of it in five: {doc}`16_cifar10`.)
+# the images. (One run. On CIFAR-10, by the loss alone, one direction in each projection does most of it in seven
+# networks of ten, and one in each decomposed matrix all of it in ten: {doc}`16_cifar10`.)
 #
 # ## 6 · Is a minority easier to recognise?
 #

@@ -22,7 +22,7 @@
 # ```{admonition} What this report can and cannot say
 # :class: warning
 # The paper's experiments are on CIFAR, CelebA-HQ and ArtBench-10 with networks of 36 million parameters and more.
-# **Ours are on 8 × 8 images with networks of 0.4 million**, and the beginnings of ten trainings on CIFAR-10 with 2.3
+# **Ours are on 8 × 8 images with networks of 0.4 million**, and the beginnings of twenty trainings on CIFAR-10 with 2.3
 # million ({doc}`16_cifar10`). What else that chapter has, and one pair of runs at 16 × 16
 # ({doc}`12_does_the_gain_last`), is of one seed and not counted here. A verdict below is about *our* records. "Not supported" means that they do not show it. It does not refute what the paper measured
 # elsewhere, and often it cannot refute a small effect here: see how many intervals still hold the paper's own ratio,
@@ -446,7 +446,7 @@ show("widths")
 #
 # {doc}`06_who_gets_the_capacity` makes the figure in six ways, for the paper states neither the way of pruning nor the
 # images. Here the smallest and the largest over the three ways of one number, the rank correlation of a class's rarity
-# with the rise of its loss: +1 is the paper's picture. (On CIFAR-10, in five networks at the beginning of their
+# with the rise of its loss: +1 is the paper's picture. (On CIFAR-10, in ten networks at the beginning of their
 # training, no such trend is to be seen: {doc}`16_cifar10`.)
 
 
@@ -597,8 +597,13 @@ parted = np.mean(last["log"]["distance"][-10:], axis=0)
 reached = parted[rest > 0] / rest[rest > 0]
 astray = records.benchmark("cifar10/attention-bfloat16/probe")["attention"]
 switched = []  # the smallest share of the gap, by network
-for r in studies[CIFAR].select("call"):
-    inside = records.benchmark(f"cifar10/five-seeds/probe-seed{r['run']['seed']}")
+for base, record in [
+    (base, r)
+    for method, base in (("call", "ddpm"), ("oc-call", "oc"))
+    for r in studies[CIFAR].select(method)
+]:
+    seed = record["run"]["seed"]
+    inside = records.benchmark(f"cifar10/five-seeds/probe-{base}-seed{seed}")
     general, one, whole = (
         np.array(inside["loss"][k])[rest > 0]
         for k in ("theta_g", "theta_g + rank-one expert", "theta")

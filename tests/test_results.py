@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from callkit import data, files, metrics, probes, records, tables
+from callkit.allocation import AllocationLoss
 from callkit.checkpoints import load_checkpoint, load_model
-from callkit.config import TrainConfig, make_config
+from callkit.config import TITLES, TrainConfig, make_config
 from callkit.evaluation import evaluate_run, snapshot
 from callkit.statistics import paired
 from callkit.training import EXPLODED
@@ -89,17 +90,21 @@ def test_the_look_at_cifar_is_of_one_set_of_runs(attention):
     assert look["class_counts"] == found[0]["run"]["class_counts"] and steps["provenance"]["device"] == device
 
 
+PAIRS = {"call": "ddpm", "oc-call": "oc"}  # a method of the five seeds, and its base loss
+
+
 def test_the_five_seeds_on_cifar_are_of_one_set_of_runs():
-    """Records, looks inside and released weights of the same ten trainings; the scores on the way are of as many."""
+    """Records, looks inside and released weights of the same twenty trainings; the scores on the way are of as many."""
     folder = CIFAR / "five-seeds"
     words = dict(dataset="cifar10", imbalance_ratio=100, profile="cpu", overrides={"steps": 4_000, "channels": 32})
     found = {(r["run"]["method"], r["run"]["seed"]): r for r in records.load_records(**words, weights="theta")}
-    assert found.keys() == {(m, s) for m in ("ddpm", "call") for s in range(5)}
+    assert found.keys() == {(m, s) for pair in PAIRS.items() for m in pair for s in range(5)}
     for (method, seed), record in found.items():
-        about = json.loads((folder / f"probe-seed{seed}.json").read_text())["runs"][method]
+        probed = json.loads((folder / f"probe-{PAIRS.get(method, method)}-seed{seed}.json").read_text())
+        about = probed["runs"][method]
         assert about["config"] == record["config"] and about["step"] == record["run"]["steps"]
         assert about["provenance"] == record["training"]["provenance"]
-        if method == "call":
+        if method in PAIRS:
             classes = data.splits(np.array(record["run"]["class_counts"]))["few"]
             few = torch.tensor(about["log"]["distance"])[:, classes].mean(1)
             means = [float(part.mean()) for part in few.chunk(25)]
@@ -108,16 +113,17 @@ def test_the_five_seeds_on_cifar_are_of_one_set_of_runs():
     assert marks["training"]["git_commit"] == found["call", 0]["training"]["provenance"]["git_commit"]
     assert marks["extractor_sha256"] == found["call", 0]["evaluation"]["extractor_sha256"]
     assert marks["run"]["seeds"] == list(range(5)) == list(range(len(marks["fid"]["call"])))
-    sizes = json.loads((folder / "probe-seed0.json").read_text())["attention"]
-    for method, weights, name in (
-        ("ddpm", "theta", "DDPM"),
-        ("call", "theta", "theta"),
-        ("call", "theta_g", "theta_g"),
-    ):
-        model, config = load_model(folder / f"{method}-seed0.safetensors", weights)
-        assert config == TrainConfig.from_dict(found[method, 0]["config"])
-        for block, values in probes.attention_sizes(model).items():
-            assert values == pytest.approx(sizes[name][block], rel=1e-4)
+    for with_call, base in PAIRS.items():
+        sizes = json.loads((folder / f"probe-{base}-seed0.json").read_text())["attention"]
+        for method, weights, name in (
+            (base, "theta", TITLES[base]),
+            (with_call, "theta", "theta"),
+            (with_call, "theta_g", "theta_g"),
+        ):
+            model, config = load_model(folder / f"{method}-seed0.safetensors", weights)
+            assert config == TrainConfig.from_dict(found[method, 0]["config"])
+            for block, values in probes.attention_sizes(model).items():
+                assert values == pytest.approx(sizes[name][block], rel=1e-4)
 
 
 def test_logs_on_cifar_are_those_of_the_records():
@@ -374,7 +380,7 @@ def test_the_readme_shows_what_the_records_say():
             assert f"CALL pays with {paired(*pair, 'many', ratio=True, other_steps=True).words()} on Many" in text
     better = [v for v in tables.gain_rows(gains) if v["verdict, Few"] == "better"]
     left = [str(where) for where in tables.left_by_holm(gains)]
-    assert len(gains) == 21 and len(better) == 9 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
+    assert len(gains) == 22 and len(better) == 9 and left == ["fashion-mnist-ir100, 10,000 steps, on OC, guided 1.5"]
     won = [round(100 - 100 * of["few"].mean) for of in gains.values() if of["few"].high < 1]
     assert f"by {min(won)} to {max(won)} percent" in text
     five, on_fashion = ([of.select(m) for m in ("call", "ddpm")] for of in (longer, fashion))
@@ -427,9 +433,27 @@ def test_the_readme_shows_what_the_records_say():
     for term in without:
         few, overall = (paired(digits.select("call", {term: 0.0}), pair[0], s, "kid") for s in ("few", "overall"))
         assert few.low > 0 > overall.low, "by KID on Few as well, overall open"
+    ends, closed = [], []  # of the networks on CIFAR-10, on the classes that parted
+    for path in (CIFAR / "five-seeds").glob("probe-*.json"):
+        found = json.loads(path.read_text())
+        with_call = next(r for method, r in found["runs"].items() if method in PAIRS)
+        rest = AllocationLoss(found["class_counts"], bound=with_call["config"]["bound"]).rest_points().numpy()
+        loss = {name: np.array(of)[rest > 0] for name, of in found["loss"].items()}
+        ends += list((np.mean(with_call["log"]["distance"][-10:], axis=0) / rest)[rest > 0])
+        closed += list((loss["theta_g"] - loss["theta_g + rank-one expert"]) / (loss["theta_g"] - loss["theta"]))
+    assert len(ends) == 5 * 10 and f"end at {min(ends):.2f} to {max(ends):.2f} of the distance" in text
+    assert f"one direction in each matrix does {100 * min(closed):.1f} percent or more" in text
     cifar = by_name[records.study_name("cifar10", 100, "cpu", steps=4_000, channels=32)]
-    early = (paired(cifar.select("call"), cifar.select("ddpm"), s, ratio=True).words() for s in ("few", "many"))
-    assert "the FID with CALL is {} times DDPM's on Few and {} times on Many".format(*early) in text
+    early = [
+        paired(cifar.select(with_call), cifar.select(base), s, ratio=True).words()
+        for with_call, base, s in (("call", "ddpm", "few"), ("call", "ddpm", "many"), ("oc-call", "oc", "few"))
+    ]
+    early.append(paired(cifar.select("oc-call"), cifar.select("oc"), ratio=True).words())
+    assert (
+        "On DDPM's loss the FID with CALL is {} times DDPM's on Few and {} times on Many; on OC's, the paper's choice, "
+        "it is level, {} on Few and {} overall".format(*early)
+        in text
+    )
     needs, medium = {}, []
     for of in (of for of in records.ends(studies) if len(of.select("call")) >= 3):
         needs[of.name] = paired(of.select("call", weights="theta_g"), of.select("call"), "few", ratio=True).mean
@@ -447,7 +471,9 @@ def test_the_readme_shows_what_the_records_say():
     assert said.format(*(of.words() for of in widths)) in text
     ranks = [paired(digits.select("call", {"rank": rank}), pair[0], ratio=True) for rank in (0.2, 0.05)]
     assert all(of.seeds == [0, 1, 2, 3, 4] for of in ranks)
-    assert "twice the rank has {} of CALL's overall FID, half of it {}".format(*(of.words() for of in ranks)) in text
+    ranks.insert(1, paired(milder.select("call", {"rank": 0.2}), milder.select("call"), ratio=True))
+    said = "twice the rank has {} of CALL's overall FID (at ratio 20 it is {}), half of it {}"
+    assert said.format(*(of.words() for of in ranks)) in text
     con, div, lam = (of_call.words() for _, of_call in without.values())
     assert f"FID on Few is {con} times CALL's, without diversity {div}, and with λ = 0" in text
     assert f"the reserved parameters without the loss, {lam}; by KID as well" in text

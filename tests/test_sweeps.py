@@ -47,12 +47,12 @@ def test_the_grids_hold_what_the_paper_ran():
         "fig5": 4 * 3 * 2 * 3,  # methods, widths, data sets, seeds
         "digits": 10 * 3,
         # methods at two ratios, RS + CALL, variants, widths, other images; seeds
-        "digits-study": (10 * 2 + 1 + 24 + 3 + 2 * 2 + 2) * 5,
+        "digits-study": (10 * 2 + 1 + 24 + 5 + 2 * 2 + 2) * 5,
         "digits-guided": 10 * 5,
         "fashion": 8 * 5,
         "lasting": (2 * 5 + 2 + 4 * 3 + 2 * 2) * 5,
         "cifar10": 2 * 5,
-        "cifar10-early": 2 * 5,
+        "cifar10-early": 4 * 5,
     }
     assert runs["table4"].keys() < runs["table5"].keys() and runs["fig2"].keys() < runs["table1"].keys(), "shared"
     assert runs["digits"].keys() < runs["digits-study"].keys() > runs["digits-guided"].keys(), "shared"
