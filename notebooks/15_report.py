@@ -844,8 +844,8 @@ Markdown(
 # come from allocation. It is the first thing that we would ask of runs on CIFAR. Our first look has an answer for the
 # loss as we bound it, with OC and on CIFAR-10: the predictions part, on the rare classes alone and by about as much as
 # their counts prescribe, and $\theta^g$ draws noise there ({doc}`16_cifar10`). At the beginning of a training the
-# images are no better for it on DDPM's loss, in five pairs of runs; with OC's one seed has a lower FID with CALL after
-# 4,000 steps.
+# images are no better for it on DDPM's loss, in five pairs of runs, and in five on OC's by a percent or two at most in
+# the mean, which the intervals do not decide.
 #
 # ## What would change these verdicts
 #

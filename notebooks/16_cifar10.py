@@ -365,12 +365,14 @@ print(
 #
 # *On OC's loss*, the paper's choice, which itself is level with DDPM here, CALL is level too: ahead in the mean by one
 # or two percent, by intervals that hold 1 but for Medium, where one percent is decided (p = 0.008; again one of four
-# sets that were not asked for, and KID leaves it open). The second run's five percent overall were luck, or need its
-# wider network. Why CALL slows training down on DDPM's loss and not on OC's, or on the 8 × 8 images, we do not know.
+# sets that were not asked for, and KID leaves it open). The second run's five percent overall were luck, or come of
+# what else differs, its wider network and lower learning rate. Why CALL slows training down on DDPM's loss and not on
+# OC's, or on the 8 × 8 images, we do not know.
 #
-# A beginning is not the end, and this network is a sixteenth of the paper's. On 8 × 8 images CALL was ahead on OC's
-# loss by six to ten percent on Few without guidance, where OC is far behind DDPM; here it is not behind, and of a gain
-# four percent are left possible. What a whole training would show is open, and {ref}`sec-sweeps` has the grid for it.
+# A beginning is not the end, and this network is a sixteenth of the paper's. On 8 × 8 images, digits at ratio 50 and
+# Fashion-MNIST, CALL was ahead on OC's loss by a tenth on Few without guidance, where OC is far behind DDPM; here OC is
+# not behind, and of a gain four percent are left possible. What a whole training would show is open, and
+# {ref}`sec-sweeps` has the grid for it.
 #
 # ## The first run: something goes wrong before they part
 #
