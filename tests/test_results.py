@@ -416,6 +416,10 @@ def test_the_readme_shows_what_the_records_say():
         f"without diversity the FID on Few is {worse.words()} times CALL's there, too, and without consistency "
         f"{not_clear.words()}" in text
     )
+    larger, alone = (milder.select("call", {"rank": 0.2} | without) for without in ({}, {"lam": 0.0}))
+    by_the_loss = paired(larger, alone, "few", ratio=True)
+    assert paired(larger, alone, "few", "kid").high < 0 and by_the_loss.seeds == [0, 1, 2, 3, 4]
+    assert f"{by_the_loss.words()} of the FID on Few of the same parameters without it, planned in one go" in text
     at_20 = paired(*(by_name["digits-ir20-cpu"].select(m) for m in ("call", "ddpm")), "few", "kid")
     assert at_20.high < 0 and at_20.seeds == [0, 1, 2, 3, 4], "at 20 it stays"
     on_cbdm = paired(*(digits.select(m) for m in ("cbdm-call", "cbdm")), "few", "kid")
