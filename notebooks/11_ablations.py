@@ -536,8 +536,8 @@ pairs = {
 pd.DataFrame({k: tables.ratio_row(*pair) for k, pair in pairs.items() if all(pair)}).T
 
 # %% [markdown]
-# **It takes the loss**, here as at the default's rank: reserved alone the larger expert cannot be told from DDPM. So it
-# is at ratio 20 ({doc}`12_does_the_gain_last`). (And every row of this chapter ends after 6,000 steps,
+# **It takes the loss**, here as at the default's rank: reserved alone the larger expert cannot be told from DDPM. (The
+# same at ratio 20, and what becomes of all this after 6,000 steps, where every row of this chapter ends:
 # {doc}`12_does_the_gain_last`.)
 #
 # ## Widths
