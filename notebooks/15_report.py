@@ -22,10 +22,11 @@
 # ```{admonition} What this report can and cannot say
 # :class: warning
 # The paper's experiments are on CIFAR, CelebA-HQ and ArtBench-10 with networks of 36 million parameters and more.
-# **Ours are on 8 × 8 images with networks of 0.4 million**, and the beginnings of twenty trainings on CIFAR-10 with 2.2 to 2.4 million ({doc}`16_cifar10`). What else that chapter has, and one pair of runs at 16 × 16
-# ({doc}`12_does_the_gain_last`), is of one seed and not counted here. A verdict below is about *our* records. "Not supported" means that they do not show it. It does not refute what the paper measured
-# elsewhere, and often it cannot refute a small effect here: see how many intervals still hold the paper's own ratio,
-# below.
+# **Ours are on 8 × 8 images with networks of 0.4 million**, and the beginnings of twenty trainings on CIFAR-10 with 2.2
+# to 2.4 million ({doc}`16_cifar10`). What else that chapter has, and one pair of runs at 16 × 16
+# ({doc}`12_does_the_gain_last`), is of one seed and not counted here. A verdict below is about *our* records. "Not
+# supported" means that they do not show it. It does not refute what the paper measured elsewhere, and often it cannot
+# refute a small effect here: see how many intervals still hold the paper's own ratio, below.
 # ```
 #
 # Verdicts, numbers and lists of records are computed when this page is built. More records may change them.
