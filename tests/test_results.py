@@ -443,7 +443,7 @@ def test_the_readme_shows_what_the_records_say():
         with_call = next(r for method, r in found["runs"].items() if method in PAIRS)
         rest = AllocationLoss(found["class_counts"], bound=with_call["config"]["bound"]).rest_points().numpy()
         loss = {name: np.array(of)[rest > 0] for name, of in found["loss"].items()}
-        ends += list((np.mean(with_call["log"]["distance"][-10:], axis=0) / rest)[rest > 0])
+        ends += list(np.mean(with_call["log"]["distance"][-10:], axis=0)[rest > 0] / rest[rest > 0])
         closed += list((loss["theta_g"] - loss["theta_g + rank-one expert"]) / (loss["theta_g"] - loss["theta"]))
     assert len(ends) == 5 * 10 and f"end at {min(ends):.2f} to {max(ends):.2f} of the distance" in text
     assert f"one direction in each matrix does {100 * min(closed):.1f} percent or more" in text
