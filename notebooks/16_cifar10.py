@@ -106,7 +106,7 @@ def size(channels):
 
 def column(config, methods, seeds, steps, precision, drawn, extractor, device):
     return {
-        "methods": ", ".join(TITLES[m] for m in methods),
+        "methods": methods,
         "seeds": seeds,
         "million parameters": f"{size(config.channels) / 1e6:.1f}",
         "steps of 64 images": " to ".join(f"{n:,}" for n in dict.fromkeys(steps)),
@@ -126,31 +126,32 @@ def of_run(r, methods, seeds, precision, steps):
     return column(config, methods, seeds, steps, precision, *seen, device)
 
 
+three = ", ".join(TITLES[m] for m in methods)
 lasted = sorted(run["step"] for run in runs["runs"].values())
 paper = make_config(dataset, imbalance_ratio, "ddpm", "paper")
 seeds = len(third["ddpm", "theta"])
 pd.DataFrame(
     {
         "first": of_run(
-            then["ddpm", "theta", 4_000], methods, 1, "bfloat16; bfloat16", [4_000]
+            then["ddpm", "theta", 4_000], three, 1, "bfloat16; bfloat16", [4_000]
         ),
         "second": of_run(
             now["ddpm", "theta", 4_000],
-            methods,
+            three,
             1,
             "bfloat16; float32",
             [lasted[0], lasted[-1]],
         ),
         "third": of_run(
             third["ddpm", "theta"][0],
-            ("ddpm", "oc", "call", "oc-call"),
+            "DDPM, OC, each ± CALL",
             seeds,
             "float32; float32",
             [4_000],
         ),
         "the paper": column(
             paper,
-            methods,
+            three,
             "not stated",
             [paper.steps],
             "not stated",
@@ -329,19 +330,17 @@ def at_end(method, base, weights="theta"):
 
 
 rows = {
-    "CALL / DDPM, 2,000 steps": {
+    "CALL / DDPM, half-way": {
         "seeds": len(marks["call"]),
         **{s.capitalize(): half_way(s) for s in (*splits, "overall")},
     }
 }
+rows |= {f"{TITLES[m]} / {TITLES[b]}": at_end(m, b) for m, b in base_of.items()}
 rows |= {
-    f"{TITLES[m]} / {TITLES[b]}, 4,000 steps": at_end(m, b) for m, b in base_of.items()
-}
-rows |= {
-    f"θᵍ of {TITLES[m]} / {TITLES[b]}, 4,000 steps": at_end(m, b, "theta_g")
+    f"θᵍ of {TITLES[m]} / {TITLES[b]}": at_end(m, b, "theta_g")
     for m, b in base_of.items()
 }
-rows["OC / DDPM, 4,000 steps"] = at_end("oc", "ddpm")
+rows["OC / DDPM"] = at_end("oc", "ddpm")
 pd.DataFrame(rows).T
 
 # %%
@@ -801,7 +800,7 @@ pd.DataFrame(
         for base in pruned
         for images in SETS
     }
-)
+).T
 
 # %% [markdown]
 # The numbers are rank correlations of a class's rarity with the rise of its loss, in which the paper's figure has a
