@@ -144,7 +144,7 @@ pd.DataFrame(
         ),
         "third": of_run(
             third["ddpm", "theta"][0],
-            "DDPM, OC, each ± CALL",
+            "DDPM, OC, ± CALL",
             seeds,
             "float32; float32",
             [4_000],
