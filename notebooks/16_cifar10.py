@@ -670,10 +670,9 @@ print(f"base loss, bfloat16 over float32: {ratio.min():.3f} to {ratio.max():.3f}
 # The two runs have the same seed, images, timesteps and noise, and differ in what attention is computed in. (The code
 # changed between them, too, but of what a step computes only attention, with its norm and projections: the diff of the
 # two commits says so, and DDPM and OC come out alike.) With attention in bfloat16 CALL lagged by five percent of base
-# loss and had nearly twice OC's FID on Few; in float32 it has
-# neither. So **rounding in attention did it, to CALL alone**, in the one pair of runs that we have. Why to CALL alone,
-# when DDPM's biases drifted as well, and why not on digits, we do not know. CALL has twice the handles: $W^g$ and $BA$,
-# for queries and for keys.
+# loss and had nearly twice OC's FID on Few; in float32 it has neither. So **rounding in attention did it, to CALL
+# alone**, in the one pair of runs that we have. Why to CALL alone, when DDPM's biases drifted as well, and why not on
+# digits, we do not know. CALL has twice the handles: $W^g$ and $BA$, for queries and for keys.
 # ```
 #
 # Which code *trained* a run is in its record under `training`; the commit at the end is that of the evaluation.
@@ -688,8 +687,8 @@ print(f"base loss, bfloat16 over float32: {ratio.min():.3f} to {ratio.max():.3f}
 #
 # {doc}`08_inside_the_expert` found that on digits most of what the expert does is done by *one direction* in each
 # projection of the class embedding, which can hold no image. The same control on CIFAR-10, by the loss on training
-# images, and another one, where every decomposed matrix keeps one direction. Here is the share of the gap between
-# $\theta^g$ and $\theta$ that they close, the smallest and the largest of the five classes that parted:
+# images, and another one, where every decomposed matrix keeps one direction, or rank 1. Here is the share of the gap
+# between $\theta^g$ and $\theta$ that they close, the smallest and the largest of the five classes that parted:
 
 
 # %%
@@ -699,8 +698,8 @@ def losses(method, name, classes=rare):
 
 
 kept = {
-    "one direction in each embedding projection": "theta_g + rank-one embedding projections",
-    "one direction in each decomposed matrix": "theta_g + rank-one expert",
+    "rank 1, embedding projections": "theta_g + rank-one embedding projections",
+    "rank 1, every matrix": "theta_g + rank-one expert",
 }
 
 
@@ -741,7 +740,7 @@ def left_open(method):
     base, whole = losses(method, TITLES[base_of[method]]), losses(method, "theta")
     form = "{:+.1%} to {:+.1%}"
     of = {what: (losses(method, name) / whole - 1, form) for what, name in kept.items()}
-    return of | {"θ over the network without CALL": (whole / base - 1, form)}
+    return of | {"θ, over the one without CALL": (whole / base - 1, form)}
 
 
 by_network(left_open)
