@@ -475,6 +475,9 @@ def test_the_readme_shows_what_the_records_say():
     assert said.format(*(of.words() for of in widths)) in text
     ranks = [paired(digits.select("call", {"rank": rank}), pair[0], ratio=True) for rank in (0.2, 0.05)]
     assert all(of.seeds == [0, 1, 2, 3, 4] for of in ranks)
+    longer = by_name[records.study_name("digits", 50, "cpu", steps=12_000)]
+    at_its_end = paired(longer.select("call", {"rank": 0.2}), longer.select("ddpm"), "few", ratio=True)
+    assert f"or with twice the rank, {at_its_end.words()}." in text and at_its_end.seeds == [0, 1, 2, 3, 4]
     ranks.insert(1, paired(milder.select("call", {"rank": 0.2}), milder.select("call"), ratio=True))
     said = "twice the rank has {} of CALL's overall FID (at ratio 20 it is {}), half of it {}"
     assert said.format(*(of.words() for of in ranks)) in text
