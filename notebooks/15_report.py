@@ -517,7 +517,9 @@ def unbounded(found):
     ]
 
 
-diverged, survived = unbounded(study.diverged), unbounded(study.records)
+at_any_ratio = [of for of in studies.values() if of.name.startswith("digits-")]
+diverged = unbounded(r for of in at_any_ratio for r in of.diverged)
+survived = unbounded(r for of in at_any_ratio for r in of.records)
 at = sorted(r["diverged"]["step"] for r in diverged)
 weak = {"diversity": 0.2, "bound": None}
 parting = {

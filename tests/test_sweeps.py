@@ -47,7 +47,7 @@ def test_the_grids_hold_what_the_paper_ran():
         "fig5": 4 * 3 * 2 * 3,  # methods, widths, data sets, seeds
         "digits": 10 * 3,
         # methods at two ratios, RS + CALL, variants, widths, other images; seeds
-        "digits-study": (10 * 2 + 1 + 24 + 5 + 2 * 2 + 2) * 5,
+        "digits-study": (10 * 2 + 1 + 24 + 6 + 2 * 2 + 2) * 5,
         "digits-guided": 10 * 5,
         "fashion": 8 * 5,
         "lasting": (2 * 5 + 2 + 1 + 4 * 3 + 2 * 2) * 5,
