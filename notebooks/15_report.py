@@ -45,7 +45,7 @@ from IPython.display import Markdown, display
 
 from callkit import claims, notebook, records, tables, viz
 from callkit.allocation import AllocationLoss
-from callkit.config import SAMPLING, TITLES, make_config
+from callkit.config import SAMPLING, TITLES, make_config, without_call
 from callkit.statistics import paired
 
 words = dict(dataset=dataset, imbalance_ratio=imbalance_ratio, profile=profile)
@@ -593,16 +593,16 @@ odd = {
 CIFAR = records.study_name("cifar10", 100, profile, steps=4_000, channels=32)
 astray = records.benchmark("cifar10/attention-bfloat16/probe")["attention"]
 reached, stayed, switched = [], [], []  # by network, and the first two by class
-for method, base in (("call", "ddpm"), ("oc-call", "oc")):
+for method in ("call", "oc-call"):
+    base = without_call(method)
     for record in studies[CIFAR].select(method):
         path = f"cifar10/five-seeds/probe-{base}-seed{record['run']['seed']}"
         inside = records.benchmark(path)
-        rest = AllocationLoss(
-            inside["class_counts"], bound=record["config"]["bound"]
-        ).rest_points()
-        parts = rest.numpy() > 0
+        loss = AllocationLoss(inside["class_counts"], bound=record["config"]["bound"])
+        rest = loss.rest_points().numpy()
+        parts = rest > 0
         ends = np.mean(inside["runs"][method]["log"]["distance"][-10:], axis=0)
-        reached.append(ends[parts] / rest.numpy()[parts])
+        reached.append(ends[parts] / rest[parts])
         stayed.append((ends > 0.01) == parts)
         general, one, whole = (
             np.array(inside["loss"][k])[parts]

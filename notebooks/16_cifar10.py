@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from callkit import data, notebook, probes, pruning, records, tables, training, viz
 from callkit.allocation import AllocationLoss
 from callkit.checkpoints import build_model, load_checkpoint, load_model
-from callkit.config import TITLES, TrainConfig, make_config
+from callkit.config import TITLES, TrainConfig, make_config, without_call
 from callkit.diffusion import NoiseSchedule
 from callkit.statistics import interval_words, mean_interval, paired
 from callkit.unet import Attention
@@ -78,7 +78,7 @@ third = {
     for method in ("ddpm", "call", "oc", "oc-call")
     for weights in ("theta", "theta_g")
 }
-base_of = {"call": "ddpm", "oc-call": "oc"}
+base_of = {method: without_call(method) for method in ("call", "oc-call")}
 probe = records.benchmark("cifar10/attention-bfloat16/probe")
 inside = {
     method: [
@@ -343,16 +343,21 @@ rows |= {
 rows["OC / DDPM"] = at_end("oc", "ddpm")
 pd.DataFrame(rows).T
 
+
 # %%
+def percent(logs):
+    """Mean and interval of logarithms of ratios, as what is beyond 1."""
+    return "{:+.2%} [{:+.2%}, {:+.2%}]".format(*np.expm1(mean_interval(logs)))
+
+
 behind = {}  # on Many, logs, by seed
 for method, base in base_of.items():
     pair = third[method, "theta"], third[base, "theta"]
     behind[method] = np.log(paired(*pair, "many", ratio=True).values)
     curves = [[r["training"]["curve"]["base_loss"] for r in of] for of in pair]
-    lag = mean_interval(np.log(np.divide(*curves)[:, -6:].mean(1)))
-    words = "{:+.2%} [{:+.2%}, {:+.2%}]".format(*np.expm1(lag))
+    lag = percent(np.log(np.divide(*curves)[:, -6:].mean(1)))
     print(
-        f"base loss, last thousand steps, {TITLES[method]} over {TITLES[base]}: {words}"
+        f"base loss, last thousand steps, {TITLES[method]} over {TITLES[base]}: {lag}"
     )
 differ = mean_interval(behind["call"] - behind["oc-call"])
 print(
@@ -752,10 +757,9 @@ for method, base in base_of.items():
     five = {"commonest": higher[:, ~rare].mean(1), "rarest": higher[:, rare].mean(1)}
     five["rarest, beyond commonest"] = five["rarest"] - five["commonest"]
     for what, of_network in five.items():
-        words = "{:+.2%} [{:+.2%}, {:+.2%}]".format(
-            *np.expm1(mean_interval(of_network))
+        print(
+            f"loss of {TITLES[method]}, θ, over {TITLES[base]}, five {what}: {percent(of_network)}"
         )
-        print(f"loss of {TITLES[method]}, θ, over {TITLES[base]}, five {what}: {words}")
 
 # %% [markdown]
 # A direction a matrix leaves open less than three thousandths. What separates $\theta$ from the network without CALL is
